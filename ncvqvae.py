@@ -38,6 +38,7 @@ class Stage1Config:
     width: int = 64                   # channels of encoder and decoder
     latent_width: int = 8             # frames of z aimed at: 32 in the text, 8 behind the tables (ledger 1)
     residual_kernel: int = 1          # second convolution of a residual block: 3 in the text (ledger 2)
+    residual_norm: int = 0            # 1: BatchNorm between a residual block's convolutions, as in the text (ledger 20)
     n_codes: int = 32                 # K, codebook size (§5.1.1)
     ema_decay: float = 0.9            # of the codebook's moving averages (§5.1.1)
     ema_initial_count: float = 1.0    # code counts at the start; 0 kills codes unused in batch 1 (ledger 4)
@@ -94,12 +95,15 @@ def n_downsampling(length, latent_width):
 
 
 class ResidualBlock(nn.Module):
-    """x + (LeakyReLU - Conv 3x3 - BatchNorm - LeakyReLU - Conv 1x1). Thesis §5.1.1."""
+    """x + (LeakyReLU - Conv 3x3 - LeakyReLU - Conv 1x1). Thesis §5.1.1."""
 
-    def __init__(self, width, kernel):
+    def __init__(self, width, kernel, norm):
         super().__init__()
         # NOTE(ledger 2): the text has 3x3 twice, the code behind the tables 1x1; --residual-kernel 3.
-        self.convs = nn.Sequential(nn.LeakyReLU(), nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width),
+        # NOTE(ledger 20): the text has a BatchNorm in between, and with it the published recon is missed by far on small
+        # sets; --residual-norm 1.
+        self.convs = nn.Sequential(nn.LeakyReLU(), nn.Conv2d(width, width, 3, padding=1),
+                                   nn.BatchNorm2d(width) if norm else nn.Identity(),
                                    nn.LeakyReLU(), nn.Conv2d(width, width, kernel, padding=kernel // 2))
 
     def forward(self, x):
@@ -109,11 +113,12 @@ class ResidualBlock(nn.Module):
 class Encoder(nn.Module):
     """u (B, 2, H, F) -> z (B, D, H, W) with W about F / 2^n. Thesis §5.1.1, Figure 5.1."""
 
-    def __init__(self, n, width=64, residual_kernel=1):
+    def __init__(self, n, width=64, residual_kernel=1, residual_norm=0):
         super().__init__()
         down = [nn.Sequential(nn.Conv2d(2 if i == 0 else width, width, (3, 4), (1, 2), 1, padding_mode="replicate"),
                               nn.BatchNorm2d(width), nn.LeakyReLU()) for i in range(n)]
-        residual = [nn.Sequential(ResidualBlock(width, residual_kernel), nn.BatchNorm2d(width)) for _ in range(4)]
+        residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm), nn.BatchNorm2d(width))
+                    for _ in range(4)]
         self.blocks = nn.Sequential(*down, *residual)
 
     def forward(self, u):
@@ -123,9 +128,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """z (B, D, H, W) -> u^ (B, 2, H, frames): the encoder mirrored, then a bilinear resize. Thesis §5.1.1."""
 
-    def __init__(self, n, width=64, residual_kernel=1):
+    def __init__(self, n, width=64, residual_kernel=1, residual_norm=0):
         super().__init__()
-        residual = [nn.Sequential(ResidualBlock(width, residual_kernel), nn.BatchNorm2d(width)) for _ in range(4)]
+        residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm), nn.BatchNorm2d(width))
+                    for _ in range(4)]
         up = [nn.Sequential(nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1), nn.BatchNorm2d(width), nn.LeakyReLU())
               for _ in range(n - 1)]
         self.blocks = nn.Sequential(*residual, *up, nn.ConvTranspose2d(width, 2, (3, 4), (1, 2), 1),
@@ -133,7 +139,7 @@ class Decoder(nn.Module):
 
     def forward(self, z, frames):
         u = self.blocks(z)
-        return F.interpolate(u, size=(u.shape[2], frames), mode="bilinear", align_corners=False)
+        return F.interpolate(u, size=(u.shape[2], frames), mode="bilinear", align_corners=True)  # ledger 21
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
         super().__init__()
         self.decay, self.eps = decay, eps
-        codebook = torch.randn(n_codes, dim)                     # the scale of z, which leaves a BatchNorm (ledger 20)
+        codebook = torch.randn(n_codes, dim)                     # the scale of z, which leaves a BatchNorm (ledger 22)
         self.register_buffer("codebook", codebook)               # (K, D) e_k = sums_k / smoothed counts_k
         # NOTE(ledger 4): the authors start at 0, and a code that batch 1 does not use is divided by about 1e-5.
         self.register_buffer("counts", torch.full((n_codes,), initial_count))   # (K) N_k, moving average of uses
@@ -292,8 +298,8 @@ class NCVQVAE(nn.Module):
             raise InputError(f"method {config.method!r}: not one of {', '.join(METHODS)}")
         self.config, self.length, self.frames = config, length, length // (config.n_fft // 4) + 1
         n = n_downsampling(length, config.latent_width)
-        self.encoder = Encoder(n, config.width, config.residual_kernel)
-        self.decoder = Decoder(n, config.width, config.residual_kernel)
+        self.encoder = Encoder(n, config.width, config.residual_kernel, config.residual_norm)
+        self.decoder = Decoder(n, config.width, config.residual_kernel, config.residual_norm)
         self.quantizer = VectorQuantizer(config.n_codes, config.width, config.ema_decay, config.ema_initial_count)
         if with_projector and config.method != "naive":
             self.projector = Projector(2 * config.width, config.projector_dim, whiten=config.method == "vibcreg")
