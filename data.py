@@ -561,17 +561,19 @@ def check_same(path, kind, saved, wanted):
 class Resume:
     """What an interrupted training needs to go on bit for bit, written beside its result about once a minute.
 
-    parts are objects with a state_dict (model, optimiser, batches); the generator, step and seconds go along.
+    model, optimizer and batches have a state_dict; the generator, step and seconds go along. identity (plain values)
+    says what is being trained: a file that says otherwise is refused.
     """
     SECONDS = 60
 
-    def __init__(self, path, identity, generator, **parts):
-        self.path, self.identity, self.generator, self.parts = Path(path), identity, generator, parts
+    def __init__(self, path, identity, generator, model, optimizer, batches):
+        self.path, self.identity, self.generator = Path(path), identity, generator
+        self.parts = dict(model=model, optimizer=optimizer, batches=batches)
         self.step, self.before, self.started, self.saved = 0, 0.0, time.time(), time.time()
         if self.path.exists():
             state = load_checkpoint(self.path)
             check_same(self.path, "the interrupted run", state.get("identity", {}), identity)
-            for name, part in parts.items():
+            for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             generator.set_state(state["generator"])
             self.step, self.before = state["step"], state["seconds"]
@@ -581,11 +583,15 @@ class Resume:
         return self.before + time.time() - self.started
 
     def save_when_due(self, step):
-        if time.time() - self.saved >= self.SECONDS:
-            state = {name: part.state_dict() for name, part in self.parts.items()}
-            state |= dict(identity=self.identity, generator=self.generator.get_state(), step=step, seconds=self.seconds())
-            write_atomic(self.path, lambda file: torch.save(state, file))
-            self.saved = time.time()
+        if time.time() - self.saved < self.SECONDS:
+            return
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        if not all(v.isfinite().all() for v in state["model"].values()):
+            raise InputError(f"step {step}: the model's values are no longer finite; not written, the last checkpoint "
+                             "is intact. Try a smaller learning rate")
+        state |= dict(identity=self.identity, generator=self.generator.get_state(), step=step, seconds=self.seconds())
+        write_atomic(self.path, lambda file: torch.save(state, file))
+        self.saved = time.time()
 
     def remove(self):
         self.path.unlink(missing_ok=True)
@@ -624,13 +630,13 @@ class Log:
     def __init__(self, run_dir, stage, total, resume, device, sha256=None):
         self.path, self.stage, self.total, self.resume = Path(run_dir) / "log.jsonl", stage, total, resume
         self.every = max(1, total // 200)                 # about 200 logged steps, whatever the schedule
-        self.first, self.started, self.shown = resume.step, time.time(), -1
+        self.first, self.started, self.shown, self.last = resume.step, time.time(), -1, None
         # Steps that were logged after the checkpoint we go on from will be logged again: drop them.
         old = self.path.read_text().splitlines() if self.path.exists() else []
         lines = [line for line in old if not ((r := _json_line(line)) and r.get("stage") == stage and "step" in r
                                               and r["step"] > resume.step)]
         lines.append(json.dumps(dict(
-            event="start", stage=stage, step=resume.step, argv=sys.argv, python=platform.python_version(),
+            event="start", stage=stage, from_step=resume.step, argv=sys.argv, python=platform.python_version(),
             torch=torch.__version__, numpy=np.__version__, commit=git_commit(), device=str(device),
             sha256=sha256, time=time.strftime("%Y-%m-%dT%H:%M:%S"))))
         write_atomic(self.path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
@@ -641,12 +647,17 @@ class Log:
     def __call__(self, step, epoch, **values):
         """Log finished step `step` (1-based). Values are floats; a NaN among them stops the run."""
         values = {k: float(v) for k, v in values.items()}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(dict(stage=self.stage, step=step, epoch=epoch, **values)) + "\n")
         text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
         if not all(math.isfinite(v) for v in values.values()):
-            raise InputError(f"{self.stage}: loss is not finite at step {step} (epoch {epoch}): {text}. Try a smaller "
-                             "learning rate; the last checkpoint is intact")
+            raise InputError(f"{self.stage}: loss is not finite at step {step} (epoch {epoch}): {text}; last logged: "
+                             f"{self.last or 'nothing'}. Try a smaller learning rate; the last checkpoint is intact")
+        self.last = f"step {step} {text}"
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(dict(stage=self.stage, step=step, epoch=epoch, **values)) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error}); free space, then run the same command again") \
+                from None
         elapsed = time.time() - self.started
         rate = (step - self.first) / max(elapsed, 1e-9)
         left = (self.total - step) / max(rate, 1e-9)

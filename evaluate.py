@@ -11,7 +11,7 @@
 
 Letters: n series, L length, D code dimension, K classes or codes, P feature dimension of the FCN (128).
 """
-import argparse, copy, csv, json, math, os, shlex, statistics, sys, time
+import argparse, copy, csv, hashlib, json, math, os, shlex, statistics, sys, time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -127,8 +127,8 @@ class FCN(nn.Module):
         return self.head(self.features(x))
 
 
-def train_fcn(x, y, n_classes, epochs, config, folder, name, seed, device, sha256=""):
-    """Train an FCN on x (n, L), y (n,) in 0..K-1 and return it in eval mode. AdamW, cosine (SPEC of §5.1.2, ledger 15).
+def train_fcn(x, y, n_classes, epochs, config, folder, name, seed, device):
+    """Train an FCN on x (n, L), y (n,) in 0..K-1 and return it in eval mode. AdamW, cosine (thesis §2.7.1, ledger 15).
 
     Goes on from folder/name.resume.pt where that was interrupted; removing it is the caller's, once the result is kept.
     """
@@ -138,9 +138,9 @@ def train_fcn(x, y, n_classes, epochs, config, folder, name, seed, device, sha25
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.fcn_lr, weight_decay=config.fcn_weight_decay, fused=True)
     batches = Batches(len(x), config.fcn_batch, generator)
     total = epochs * batches.per_epoch
-    identity = dict(fcn_identity(config, epochs), sha256=sha256, seed=seed, n=len(x))
-    resume = Resume(Path(folder) / f"{name}.resume.pt", identity, generator, model=model, optimizer=optimizer,
-                    batches=batches)
+    sha256 = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()     # generated series may change
+    identity = dict(fcn_identity(config, epochs), sha256=sha256, seed=seed)
+    resume = Resume(Path(folder) / f"{name}.resume.pt", identity, generator, model, optimizer, batches)
     log = Log(folder, name, total, resume, device, sha256)
     x, y = x.to(device), y.to(device)
     model.train()
@@ -170,7 +170,7 @@ def dataset_fcn(folder, dataset, config, device):
     with hold(folder, wait=True):
         if not path.exists():
             model = train_fcn(dataset.x_train, dataset.y_train, len(dataset.classes), config.fcn_epochs, config, folder,
-                              "fcn", 0, device, dataset.sha256)
+                              "fcn", 0, device)
             state = {k: v.cpu() for k, v in model.state_dict().items()}
             write_atomic(path, lambda file: torch.save(dict(identity=identity, state=state), file))
             (Path(folder) / "fcn.resume.pt").unlink(missing_ok=True)
@@ -287,9 +287,10 @@ def evaluate_run(run_dir, config, device=None):
     if config.stages not in (1, 2):
         raise InputError(f"--stages {config.stages}: 1 or 2")
     run_dir, device = Path(run_dir), device or pick_device()
-    written = read_json(run_dir / "config.json")
-    if written.get("evaluate") == plain(config) and (run_dir / "metrics.json").exists():
-        return read_json(run_dir / "metrics.json")
+    path = run_dir / "metrics.json"
+    if path.exists() and read_json(run_dir / "config.json").get("evaluate") == plain(config) and all(
+            path.stat().st_mtime >= p.stat().st_mtime for p in run_dir.glob("stage?.pt")):
+        return read_json(path)
     start = time.time()
     model, first = load_stage1(run_dir, device)
     seed, info = first["config"]["seed"], first["data"]
@@ -328,7 +329,7 @@ def evaluate_run(run_dir, config, device=None):
         m |= score_samples(generated, conditional, labels, dataset, config, run_dir, run_dir.parent.parent, seed, device)
     draw_figures(run_dir, dataset, test, generated, conditional, labels)
     m["seconds_evaluate"] = time.time() - start
-    write_json(run_dir / "metrics.json", m)
+    write_json(path, m)
     write_json(run_dir / "config.json", read_json(run_dir / "config.json") | {"evaluate": plain(config)})
     (run_dir / "cas.resume.pt").unlink(missing_ok=True)
     return m

@@ -405,9 +405,9 @@ def train_stage1(run_dir, config, dataset=None, device=None):
                                   fused=True)
     batches = Batches(len(dataset.x_train), config.stage1_batch, generator)
     total = config.stage1_steps or config.stage1_epochs * batches.per_epoch
-    write_json(run_dir / "config.json", read_json(run_dir / "config.json") | {"stage1": plain(config)})
     resume = Resume(run_dir / "stage1.resume.pt", {**plain(config), "sha256": dataset.sha256}, generator,
-                    model=model, optimizer=optimizer, batches=batches)
+                    model, optimizer, batches)
+    write_json(run_dir / "config.json", read_json(run_dir / "config.json") | {"stage1": plain(config)})
     log = Log(run_dir, "stage1", total, resume, device, dataset.sha256)
 
     x_train = dataset.x_train.to(device)                         # the whole set lives on the device

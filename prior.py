@@ -190,9 +190,9 @@ def train_stage2(run_dir, config, dataset=None, device=None):
                                   fused=True)
     batches = Batches(len(tokens), config.stage2_batch, generator)
     total = config.stage2_steps or config.stage2_epochs * batches.per_epoch
+    identity = {**plain(config), "stage1": first["config"], "sha256": dataset.sha256}
+    resume = Resume(run_dir / "stage2.resume.pt", identity, generator, prior, optimizer, batches)
     write_json(run_dir / "config.json", read_json(run_dir / "config.json") | {"stage2": plain(config)})
-    resume = Resume(run_dir / "stage2.resume.pt", {**plain(config), "stage1": first["config"], "sha256": dataset.sha256},
-                    generator, prior=prior, optimizer=optimizer, batches=batches)
     log = Log(run_dir, "stage2", total, resume, device, dataset.sha256)
 
     prior.train()

@@ -31,7 +31,9 @@ fi
 
 if [ "${1:-}" = test ]; then
     shift
-    cd "$here" && exec "$python" -m pytest -q test_ncvqvae.py "$@"
+    fast=(-m "not slow")
+    if [ "${1:-}" = --slow ]; then fast=(); shift; fi
+    cd "$here" && exec "$python" -m pytest -q -o markers=slow test_ncvqvae.py "${fast[@]+"${fast[@]}"}" "$@"
 fi
 
 # Positions first, flags after.

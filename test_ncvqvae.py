@@ -381,7 +381,7 @@ def test_identical_views_correlate_fully():
 
 
 def test_iter_norm_against_a_loop_and_towards_exact_whitening():
-    z = draw(64, 8) @ (torch.eye(8, dtype=torch.float64) + 0.2 * draw(8, 8, seed=1))
+    z = draw(64, 8) @ (torch.eye(8, dtype=torch.float64) + 0.1 * draw(8, 8, seed=1))
 
     def slow(z):
         out = []
@@ -396,10 +396,10 @@ def test_iter_norm_against_a_loop_and_towards_exact_whitening():
     weight = draw(64, 8, seed=2)
     assert_same_gradient(lambda z: (ncvqvae.iter_norm(z, 2) * weight).sum(), lambda z: (slow(z) * weight).sum(), z)
     distances = []
-    for T in (1, 5, 20):
+    for T in (1, 5, 10):
         w = ncvqvae.iter_norm(z, 1, iterations=T, eps=0.0)
         distances.append((w.T @ w / 64 - torch.eye(8, dtype=z.dtype)).norm().item())
-    assert distances[0] > distances[1] > distances[2] and distances[2] < 1e-6
+    assert distances[0] > distances[1] > distances[2] and distances[2] < 1e-9
 
 
 def test_projector_keeps_the_views_statistics_apart():
@@ -667,3 +667,234 @@ def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, m
     done = shell(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ faults
+
+# Runs a module's command and dies by kill -9 in front of the n-th rename of a finished file: config, log, one resume
+# file per step (SECONDS = 0), checkpoint, metrics. n = 0 never dies.
+DRIVER = """
+import os, runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+import data
+data.Resume.SECONDS = 0
+moment, calls, replace = int(sys.argv.pop(1)), [0], os.replace
+def dying_replace(a, b):
+    calls[0] += 1
+    if calls[0] == moment:
+        os.kill(os.getpid(), 9)
+    replace(a, b)
+os.replace = dying_replace
+sys.argv = sys.argv[1:]
+runpy.run_path(os.path.join(sys.path[0], sys.argv[0]), run_name="__main__")
+"""
+
+
+def drive(moment, command, cwd):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu", "OUT": str(cwd)}
+    return subprocess.run([sys.executable, "-c", DRIVER, str(HERE), str(moment), *command], cwd=cwd, env=env,
+                          capture_output=True, text=True)
+
+
+def stages(folder):
+    tiny = {name: [f for f in TINY if any(f[2:].split("=")[0].replace("-", "_") == field.name
+                                          for field in dataclasses.fields(config))]
+            for name, config in (("1", Stage1Config), ("2", PriorConfig), ("3", evaluate.EvalConfig))}
+    run = str(folder / "own/vibcreg-slice/seed1")
+    return [["ncvqvae.py", run, "--dataset", str(folder / "own.npz"), "--method", "vibcreg", "--augmentation", "slice",
+             *tiny["1"]], ["prior.py", "train", run, *tiny["2"]], ["evaluate.py", "run", run, *tiny["3"]]]
+
+
+def outcome(folder):
+    """Everything a run computes: tensors of the checkpoints, metrics without the seconds, samples."""
+    run = folder / "own/vibcreg-slice/seed1"
+    tensors = {f"{s} {k}": v for s in ("stage1", "stage2")
+               for k, v in torch.load(run / f"{s}.pt", weights_only=True)["state"].items()}
+    metrics = {k: v for k, v in json.loads((run / "metrics.json").read_text()).items() if "seconds" not in k}
+    with np.load(run / "samples.npz") as file:
+        return tensors, metrics, file["X"], [json.loads(line).get("step") for line in open(run / "log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    own_data(folder)
+    for command in stages(folder):
+        done = drive(0, command, folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("moments", [(5, 6, 12), *(pytest.param(m, marks=pytest.mark.slow) for m in (
+    (1, 1, 1), (2, 3, 2), (3, 4, 5), (8, 8, 9), (9, 9, 15)))])
+def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, moments):
+    own_data(tmp_path)
+    for moment, command in zip(moments, stages(tmp_path)):
+        assert drive(moment, command, tmp_path).returncode == -9
+        done = drive(0, command, tmp_path)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = outcome(tmp_path), outcome(uninterrupted)
+    assert all(torch.equal(v, theirs[0][k]) for k, v in ours[0].items()) and ours[1] == theirs[1]
+    assert np.array_equal(ours[2], theirs[2])
+    steps = [s for s in ours[3] if s]
+    assert sorted(steps) == sorted(s for s in theirs[3] if s)                # no step is logged twice
+    assert not list(tmp_path.rglob("*.resume.pt"))
+
+
+def test_a_full_disk_leaves_the_last_good_file(tmp_path):
+    path = tmp_path / "good.pt"
+    data.write_atomic(path, lambda f: torch.save({"a": torch.ones(3)}, f))
+    code = ("import sys, resource, signal; sys.path.insert(0, sys.argv[1]); import data, torch\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
+            "data.run_command(lambda: data.write_atomic(sys.argv[2], lambda f: torch.save({'a': torch.ones(10**6)}, f)))")
+    done = subprocess.run([sys.executable, "-c", code, str(HERE), str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert torch.equal(data.load_checkpoint(path)["a"], torch.ones(3)) and [p.name for p in tmp_path.iterdir()] == ["good.pt"]
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch evil_was_here",))
+
+
+def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "stage1.pt"
+    torch.save({"config": Evil()}, path)
+    with pytest.raises(InputError, match="refused unread"):
+        ncvqvae.load_stage1(tmp_path)
+    assert not (tmp_path / "evil_was_here").exists()
+    torch.save({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(InputError, match="truncated"):
+        ncvqvae.load_stage1(tmp_path)
+    torch.save(torch.ones(3), path)
+    with pytest.raises(InputError, match="not a checkpoint"):
+        ncvqvae.load_stage1(tmp_path)
+    torch.save({"config": {}, "state": {}, "data": {"length": 40}}, path)
+    with pytest.raises(InputError, match="no stage-1 checkpoint"):
+        ncvqvae.load_stage1(tmp_path)
+
+
+def test_another_dataset_or_config_is_refused(tmp_path):
+    config = tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
+    ncvqvae.train_stage1(tmp_path / "r", config, device=torch.device("cpu"))
+    with pytest.raises(InputError, match="stage1_lr = 0.001, this run 0.1"):
+        ncvqvae.train_stage1(tmp_path / "r", dataclasses.replace(config, stage1_lr=0.1), device=torch.device("cpu"))
+    own_data(tmp_path, length=33)                                            # the file changes under the run
+    with pytest.raises(InputError, match="sha256"):
+        prior.train_stage2(tmp_path / "r", PriorConfig(stage2_steps=1), device=torch.device("cpu"))
+    with pytest.raises(InputError, match="stage2.pt: not there"):
+        prior.load_stage2(tmp_path / "r")
+
+
+def test_a_second_process_on_a_run_folder_is_told_who_holds_it(tmp_path):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import data\ndata.run_command(lambda: data.hold(sys.argv[2]).__enter__())"
+    with data.hold(tmp_path):
+        done = subprocess.run([sys.executable, "-c", code, str(HERE), str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == 1 and f"process {os.getpid()} on" in done.stderr
+    assert subprocess.run([sys.executable, "-c", code, str(HERE), str(tmp_path)], capture_output=True).returncode == 0
+
+
+def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
+    own = own_data(tmp_path)
+    with pytest.raises(InputError, match=r"not finite at step \d+ .*last logged: step .*smaller learning rate"):
+        ncvqvae.train_stage1(tmp_path / "nan", tiny_config(stage1_steps=30, stage1_lr=1e30, dataset=own),
+                             device=torch.device("cpu"))
+    assert not (tmp_path / "nan/stage1.pt").exists()
+    ncvqvae.train_stage1(tmp_path / "one", tiny_config(stage1_steps=1, n_codes=1, dataset=own), device=torch.device("cpu"))
+    assert "the codebook collapsed" in capsys.readouterr().err
+
+
+def test_stage_2_leaves_stage_1_alone_and_the_same_seed_gives_the_same_prior(tmp_path):
+    config = tiny_config(stage1_steps=2, dataset=own_data(tmp_path))
+    ncvqvae.train_stage1(tmp_path / "r", config, device=torch.device("cpu"))
+    before = (tmp_path / "r/stage1.pt").read_bytes()
+    first = prior.train_stage2(tmp_path / "r", PriorConfig(stage2_steps=3, prior_hidden=32), device=torch.device("cpu"))
+    assert (tmp_path / "r/stage1.pt").read_bytes() == before
+    (tmp_path / "r/stage2.pt").unlink()
+    second = prior.train_stage2(tmp_path / "r", PriorConfig(stage2_steps=3, prior_hidden=32), device=torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+
+
+def test_an_endless_row_is_refused_before_it_is_parsed(tmp_path):
+    folder = write_ucr(tmp_path)
+    (folder / "Tiny_TRAIN.tsv").write_text("1" + "\t0.5" * 10_000_000)
+    import time
+    start = time.time()
+    with pytest.raises(InputError, match=r"TRAIN.tsv, row 1: over 4,000,000 characters"):
+        data.load_dataset("Tiny", tmp_path, download=False)
+    assert time.time() - start < 2
+
+
+# ---------------------------------------------------------------------------------------------------------- download
+
+def ts_bytes(cut=None):
+    lines = ["@data"] + [",".join(map(str, x)) + ":" + y for y, x in ROWS]
+    return "\n".join(lines).encode()[:cut]
+
+
+def zip_bytes(*names, cut=None):
+    import io, zipfile
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, ts_bytes())
+    return buffer.getvalue()[:cut]
+
+
+GOOD_ZIP = zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts")
+MIRROR_FAULTS = {                                        # what the zip's address answers: status, body, promised length
+    "404": (404, b"no", None), "html": (200, b"<html>hello</html>", None), "empty": (202, b"", None),
+    "half a zip": (200, GOOD_ZIP[:len(GOOD_ZIP) // 2], None), "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP)),
+    "climbing": (200, zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"), None),
+    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None),
+}
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """A local stand-in for both mirrors: paths -> (status, body, Content-Length)."""
+    import http.server, threading
+    answers = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body, promised = answers.get(self.path, (404, b"", None))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if promised is None else promised))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("UCR_MIRROR", f"http://127.0.0.1:{server.server_port}")
+    yield answers
+    server.shutdown()
+
+
+def test_download_from_the_first_mirror(tmp_path, mirror):
+    mirror["/aeon-toolkit/Mallat.zip"] = (200, GOOD_ZIP, None)
+    d = data.load_dataset("Mallat", tmp_path)
+    assert d.x_train.shape == (3, 9) and {p.name for p in tmp_path.rglob("*")} == {"Mallat", "Mallat_TRAIN.ts", "Mallat_TEST.ts"}
+
+
+@pytest.mark.parametrize("fault", MIRROR_FAULTS)
+def test_a_bad_mirror_leaves_nothing_and_the_second_one_serves(tmp_path, mirror, fault):
+    root = tmp_path / "inner"
+    mirror["/aeon-toolkit/Mallat.zip"] = MIRROR_FAULTS[fault]
+    with pytest.raises(InputError, match=r"no mirror has it .*put Mallat_TRAIN.tsv and Mallat_TEST.tsv into") as error:
+        data.load_dataset("Mallat", root)
+    assert "\n" not in str(error.value) and not [p for p in tmp_path.rglob("*") if p != root]
+    for split in ("TRAIN", "TEST"):
+        mirror[f"/records/11197731/files/Mallat_{split}.ts"] = (200, ts_bytes(), None)
+    assert data.load_dataset("Mallat", root).x_test.shape == (3, 9)
+
+
+def test_without_a_network_the_message_says_where_files_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("UCR_MIRROR", "http://127.0.0.1:9")                   # the discard port: nobody listens
+    with pytest.raises(InputError, match="password: someone"):
+        data.load_dataset("Mallat", tmp_path)
+    assert not list(tmp_path.iterdir())
