@@ -189,7 +189,7 @@ def classify(fcn, x, batch=256):
     """Features (n, P) and class probabilities (n, K) of series x (n, L), float64 NumPy."""
     device = next(fcn.parameters()).device
     features = torch.cat([fcn.features(xb.to(device)) for xb in x.split(batch)])
-    return features.double().cpu().numpy(), fcn.head(features).double().softmax(1).cpu().numpy()
+    return features.cpu().double().numpy(), fcn.head(features).cpu().double().softmax(1).numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -278,7 +278,8 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
         gumbel = -torch.log(-torch.log(uniform))
         confidence = log_p.gather(-1, tokens[..., None])[..., 0] + choice_temperature * (1 - (t + 1) / steps) * gumbel
         confidence = confidence.masked_fill(~mask, math.inf)     # what is known stays known
-        again = (math.cos(math.pi / 2 * (t + 1) / steps) * to_fill.double()).floor()          # (B, 1), 0 at the end
+        share = math.cos(math.pi / 2 * (t + 1) / steps)          # as a table over M: exact on any device
+        again = torch.tensor([math.floor(share * m) for m in range(prior.n_tokens + 1)], device=device)[to_fill]   # (B, 1)
         mask = confidence.argsort(1).argsort(1) < again          # rank by confidence, the lowest are masked again
     return tokens
 

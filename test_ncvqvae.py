@@ -185,6 +185,19 @@ def test_slice_and_shuffle_permutes_four_contiguous_pieces():
     assert len(y[:, 0].unique()) > 20                                        # any piece may come first
 
 
+def test_slice_and_shuffle_index_by_index():
+    B, L = 4, 23
+    x, g = draw(B, L), generator(3)
+    y = data.slice_and_shuffle(x, g)
+    g = generator(3)                                                         # the same draws: cuts, then new places
+    cuts = torch.rand(B, L - 1, generator=g).argsort(1)[:, :3] + 1
+    place = torch.rand(B, 4, generator=g).argsort(1)
+    for b in range(B):
+        pieces = np.split(x[b].numpy(), sorted(cuts[b].tolist()))
+        expected = [value for p in range(4) for value in pieces[place[b].tolist().index(p)]]
+        np.testing.assert_array_equal(y[b], expected)
+
+
 def test_augmentation_moments():
     x = torch.ones(40000, 8)
     assert (data.amplitude_resize(x, generator()).std() - 0.2).abs() < 0.005
@@ -648,6 +661,21 @@ def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
     assert {k for k, v in m.items() if v is None} == {"knn", "svm", "fid", "fid_floor", "is", "cas", "fcn_accuracy"}
     with np.load(run / "samples.npz") as s:
         assert s.files == ["X"] and s["X"].shape[1:] == (1, 31)
+
+
+def test_three_test_series_a_lone_last_batch_and_a_constant_series(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((12, 20)).cumsum(1)
+    x[4] = 1.5
+    own = npz(tmp_path / "few.npz", X_train=x[:9], y_train=np.arange(9) % 2, X_test=x[9:], y_test=np.array([0, 1, 0]))
+    run, cpu = tmp_path / "few/barlow-gauss/seed1", torch.device("cpu")
+    ncvqvae.train_stage1(run, tiny_config(stage1_epochs=2, dataset=own, method="barlow", augmentation="gauss"), device=cpu)
+    prior.train_stage2(run, PriorConfig(stage2_epochs=2, stage2_batch=8, prior_hidden=32, prior_layers=1), device=cpu)
+    m = evaluate.evaluate_run(run, evaluate.EvalConfig(fcn_epochs=1, cas_epochs=1, fcn_batch=8), cpu)
+    assert m["n_test"] == 3 and all(v is not None and math.isfinite(v) for v in m.values())
+    steps = [json.loads(line) for line in open(run / "log.jsonl")]
+    assert max(r["step"] for r in steps if r["stage"] == "stage1" and "step" in r) == 2          # 8 of 9 series, twice
 
 
 def test_dry_run_prints_the_product_with_naive_once_per_seed(tmp_path):
