@@ -470,7 +470,10 @@ class Batches:
 def pick_device():
     """cuda, else mps, else cpu; the environment variable DEVICE overrides."""
     if name := os.environ.get("DEVICE"):
-        return torch.device(name)
+        try:
+            return torch.zeros(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"DEVICE={name}: {str(error).splitlines()[0]}; give cuda, mps or cpu") from None
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -499,6 +502,8 @@ def run_command(main):
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last checkpoint")
+    except BrokenPipeError:                               # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_atomic(path, write):

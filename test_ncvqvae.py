@@ -599,6 +599,20 @@ def test_nearest_neighbour_ratio_and_class_proportions_and_code_usage():
     assert evaluate.code_usage(torch.tensor([[0, 0, 3, 3]]), 8) == (2, pytest.approx(2.0))
 
 
+def test_tables_judge_by_the_published_noise():
+    published = {("A", m, "none", "recon"): dict(mean="0.5", std=s) for m, s in (("naive", "0.03"), ("barlow", "0.04"))}
+    pooled = evaluate.pooled_std(published, "A", "recon")
+    assert pooled == pytest.approx(math.sqrt((0.03 ** 2 + 0.04 ** 2) / 2))
+    one, four = 2.33 * pooled, 1.47 * pooled
+
+    def judge(difference, n, metric="recon"):
+        return evaluate.agreement(0.5 + difference, n, metric, published["A", "naive", "none", "recon"], pooled)
+    assert judge(0.99 * one, 1) == judge(-0.99 * four, 4) == "within noise"
+    assert (judge(1.01 * one, 1), judge(-1.01 * four, 4), judge(1.01 * one, 1, "cas")) == ("worse", "better", "better")
+    cell = evaluate.table_cell([0.4, 0.6], "mean", "recon", published["A", "naive", "none", "recon"], pooled)
+    assert cell == "0.500 ± 0.141 (n 2) [0.500 ± 0.030], within noise"
+
+
 def test_fcn_shapes_and_learning(tmp_path):
     x, y = data.two_patterns(40, 64, seed=0, noise=0.1)
     config = evaluate.EvalConfig(fcn_batch=16)
