@@ -44,8 +44,6 @@ VARIANTS = {                                       # name: (config fields, patch
     "row 20: BatchNorm inside residual blocks": ({"residual_norm": 1}, (None, "", None)),
     "row 21: corners not aligned": ({}, (ncvqvae.Decoder, "forward", unaligned_decode)),
     "row 22: codebook uniform in ±sqrt(6/64)": ({}, (ncvqvae.VectorQuantizer, "__init__", uniform_codebook)),
-    "row 4: EMA counts start at 0": ({"ema_initial_count": 0.0}, (None, "", None)),
-    "row 1: latent width 32": ({"latent_width": 32}, (None, "", None)),
 }
 
 
