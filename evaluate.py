@@ -89,12 +89,20 @@ def probe(z_train, y_train, z_test, y_test):
 
 
 def probe_in_train_mode(model, dataset, seed=0):
-    """The published probes: train mode, so test batches move BatchNorm and codebook (ledger 12). On a throw-away copy."""
+    """The published probes: train mode, so test batches move BatchNorm and codebook (ledger 12). On a throw-away copy.
+
+    Returns KNN, SVM, and recon of the test split in eval mode afterwards: what a checkpoint saved after it would score.
+    """
     model, batch = copy.deepcopy(model).train(), model.config.stage1_batch
     order = torch.randperm(len(dataset.x_train), generator=torch.Generator().manual_seed(seed))
     z_train = encode_split(model, dataset.x_train[order], batch)["pooled"]
     z_test = encode_split(model, dataset.x_test, batch)["pooled"]            # in the file's order, as the authors did
-    return probe(z_train, dataset.y_train[order], z_test, dataset.y_test)
+    return *probe(z_train, dataset.y_train[order], z_test, dataset.y_test), recon(encode_split(model.eval(), dataset.x_test))
+
+
+def recon(split):
+    """Mean over series of MSE(x, x^) + MSE(u, u^), eq. 4.2."""
+    return (split["recon_time"] + split["recon_timefreq"]).mean().item()
 
 
 def code_usage(tokens, n_codes):
@@ -580,16 +588,18 @@ def command_samples(given, config):
 
 
 def command_probe(given):
-    """KNN and SVM of finished stage-1 models, frozen and in the authors' train mode."""
-    print("| run | KNN frozen | SVM frozen | KNN train mode | SVM train mode |\n|---|---|---|---|---|")
+    """Probes and recon of finished stage-1 models, frozen and in the authors' train mode (ledger 12)."""
+    print("| run | KNN | SVM | recon | KNN train mode | SVM train mode | recon after it |\n" + "|---" * 7 + "|")
     for run_dir in given.run_dirs:
         model, first = load_stage1(run_dir)
         dataset = load_dataset(first["config"]["dataset"], os.environ.get("UCR_DIR", "datasets"))
         if dataset.y_train is None:
             raise InputError(f"{run_dir}: {dataset.name} has no labels to probe for")
-        z_train, z_test = (encode_split(model, x)["pooled"] for x in (dataset.x_train, dataset.x_test))
-        scores = (*probe(z_train, dataset.y_train, z_test, dataset.y_test), *probe_in_train_mode(model, dataset))
-        print(f"| {run_dir} | " + " | ".join(f"{s:.3f}" for s in scores) + " |", flush=True)
+        train, test = encode_split(model, dataset.x_train), encode_split(model, dataset.x_test)
+        scores = (*probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test), recon(test),
+                  *probe_in_train_mode(model, dataset))
+        run = "/".join(Path(run_dir).resolve().parts[-3:])                   # DATASET/METHOD-AUG/seedN
+        print(f"| {run} | " + " | ".join(f"{s:.3f}" for s in scores) + " |", flush=True)
 
 
 def command_route(flags):

@@ -587,6 +587,18 @@ def test_probe_scales_by_the_train_split_and_scores_the_test_split():
     assert svm > 0.9
 
 
+def test_probing_in_train_mode_moves_a_copy_alone():
+    model = tiny_model().eval()
+    x, y = draw(30, 40, dtype=torch.float32), torch.arange(30) % 2
+    own = data.Dataset("own", x[:20], y[:20], x[20:] * 3, y[20:], 0.0, 1.0, [0, 1], True, "")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    knn, svm, recon = evaluate.probe_in_train_mode(model, own)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and not model.training
+    frozen = evaluate.encode_split(model, own.x_test)
+    assert 0 <= knn <= 1 and 0 <= svm <= 1 and recon != evaluate.recon(frozen)
+    assert evaluate.recon(frozen) == pytest.approx((frozen["recon_time"].mean() + frozen["recon_timefreq"].mean()).item())
+
+
 def test_nearest_neighbour_ratio_and_class_proportions_and_code_usage():
     train, test = draw(30, 5), draw(20, 5, seed=1)
     fake = train[:10] + 0.01

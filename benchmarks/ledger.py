@@ -64,8 +64,7 @@ def main():
                 config = ncvqvae.Stage1Config(dataset=dataset, seed=seed, **fields)
                 with patched(*patch):
                     model = ncvqvae.train_stage1(out / f"{number}" / dataset / f"seed{seed}", config, loaded)
-                    split = evaluate.encode_split(model, loaded.x_test)
-                recon.append((split["recon_time"] + split["recon_timefreq"]).mean().item())
+                    recon.append(evaluate.recon(evaluate.encode_split(model, loaded.x_test)))
             cells.append(f"{statistics.mean(recon):.3f} ({', '.join(f'{r:.3f}' for r in recon)})")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
