@@ -47,7 +47,7 @@ class EvalConfig(SampleConfig):
 PRESETS = {
     "thesis": {},
     "fast": dict(fcn_epochs=300, cas_epochs=100),
-    "toy": dict(fcn_epochs=30, cas_epochs=20),
+    "toy": dict(fcn_epochs=25, cas_epochs=15),
 }
 METRICS = ("recon", "recon_time", "recon_timefreq", "knn", "svm", "codes_used", "perplexity", "prior_loss", "fid",
            "fid_floor", "is", "cas", "nn_ratio", "fcn_accuracy", "n_train", "n_test", "n_generated", "length",

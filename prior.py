@@ -52,7 +52,7 @@ class SampleConfig:
 PRESETS = {
     "thesis": {},
     "fast": dict(stage2_steps=2000, stage2_lr=1e-3),
-    "toy": dict(stage2_steps=1000, stage2_lr=2e-3, stage2_batch=64, prior_hidden=128),
+    "toy": dict(stage2_steps=800, stage2_lr=2e-3, stage2_batch=64, prior_hidden=128),
 }
 
 
