@@ -328,12 +328,14 @@ def evaluate_run(run_dir, config, device=None):
         def generator(offset):
             return torch.Generator(device).manual_seed(1000 * seed + offset)
         nothing = torch.full((max(len(dataset.x_test), 256),), n_classes)
-        generated = sample(pri, model, nothing, generator(0), config)[:len(dataset.x_test)]
+        unconditional = sample(pri, model, nothing, generator(0), config)
+        generated = unconditional[:len(dataset.x_test)]
         if n_classes:
             labels = class_proportions(dataset.y_train, n_classes, max(1000, len(dataset.x_train)))
             conditional = sample(pri, model, labels, generator(1), config)
-        save_samples(run_dir / "samples.npz", generated if conditional is None else conditional, labels, info)
-        m["n_generated"] = len(generated if conditional is None else conditional)
+        kept = unconditional if conditional is None else conditional
+        save_samples(run_dir / "samples.npz", kept, labels, info)
+        m["n_generated"] = len(kept)
         m |= score_samples(generated, conditional, labels, dataset, config, run_dir, run_dir.parent.parent, seed, device)
     draw_figures(run_dir, dataset, test, generated, conditional, labels)
     m["seconds_evaluate"] = time.time() - start
