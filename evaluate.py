@@ -381,7 +381,8 @@ def draw_figures(run_dir, dataset, test, generated, conditional, labels):
     chosen = np.random.default_rng(0).permutation(len(dataset.x_test))[:1000]
     z = test["pooled"].numpy()[chosen]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
-    tsne = TSNE(perplexity=min(30, (len(z) - 1) / 3), init="pca", random_state=0)
+    start = "pca" if np.ptp(z, axis=0).max() > 0 else "random"           # all alike: PCA has no direction to start from
+    tsne = TSNE(perplexity=min(30, (len(z) - 1) / 3), init=start, random_state=0)
     for axis, name, points in ((axes[0], "PCA", PCA(2, random_state=0).fit_transform(z)),
                                (axes[1], "t-SNE", tsne.fit_transform(z))):
         scatter_classes(axis, points, None if dataset.y_test is None else dataset.y_test.numpy()[chosen], dataset.classes)

@@ -625,6 +625,14 @@ def test_tables_judge_by_the_published_noise():
     assert cell == "0.500 ± 0.141 (n 2) [0.500 ± 0.030], within noise"
 
 
+def test_figures_of_a_collapsed_latent_space(tmp_path):
+    x = draw(12, 20, dtype=torch.float32)
+    own = data.Dataset("own", x, torch.arange(12) % 2, x, torch.arange(12) % 2, 0.0, 1.0, [0, 1], True, "")
+    (tmp_path / "log.jsonl").write_text('{"stage": "stage1", "step": 1, "loss": 1.0}\n')
+    evaluate.draw_figures(tmp_path, own, dict(pooled=torch.ones(12, 64), x_hat=x), None, None, None)
+    assert (tmp_path / "figures/latents.png").stat().st_size > 1000
+
+
 def test_fcn_shapes_and_learning(tmp_path):
     x, y = data.two_patterns(40, 64, seed=0, noise=0.1)
     config = evaluate.EvalConfig(fcn_batch=16)
