@@ -132,13 +132,18 @@ def _is_number(text):
     return True
 
 
-def _read_npz(path):
-    """Own data: X_train, y_train, X_test, y_test, X (n, L) or (n, 1, L); y of numbers or strings, or no y at all."""
+def read_arrays(path):
+    """The arrays of an .npz by name, never unpickled."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as .npz ({error}); save plain arrays with numpy.savez") from None
+
+
+def _read_npz(path):
+    """Own data: X_train, y_train, X_test, y_test, X (n, L) or (n, 1, L); y of numbers or strings, or no y at all."""
+    arrays = read_arrays(path)
     if "X_train" not in arrays or "X_test" not in arrays:
         raise InputError(f"{path}: has {sorted(arrays)}, needs X_train and X_test (and y_train, y_test for labels)")
     if ("y_train" in arrays) != ("y_test" in arrays):

@@ -28,7 +28,7 @@ from sklearn.svm import SVC
 
 import ncvqvae, prior
 from data import (AUGMENTATIONS, Batches, InputError, Log, Resume, add_flags, check_same, cosine, hold, load_checkpoint,
-                  load_dataset, make_config, parse_label, pick_device, plain, read_json, run_command, write_atomic,
+                  load_dataset, make_config, parse_label, pick_device, plain, read_arrays, read_json, run_command, write_atomic,
                   write_json)
 from ncvqvae import Stage1Config, load_stage1
 from prior import PriorConfig, SampleConfig, class_labels, load_stage2, prior_loss, sample, save_samples
@@ -562,11 +562,7 @@ def table_cell(values, kind, metric, published, pooled):
 def command_samples(given, config):
     """Score the series of an .npz (X in original units, y optional) against a dataset."""
     dataset, device = load_dataset(given.dataset, os.environ.get("UCR_DIR", "datasets")), pick_device()
-    try:
-        with np.load(given.file, allow_pickle=False) as file:
-            arrays = {k: file[k] for k in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{given.file}: cannot be read as .npz ({error})") from None
+    arrays = read_arrays(given.file)
     if "X" not in arrays:
         raise InputError(f"{given.file}: has {sorted(arrays)}, needs X (n, 1, L) or (n, L) and, for CAS, y (n,)")
     x = arrays["X"]
