@@ -9,7 +9,7 @@ files, the resume file, the lock on a run folder, the log. Nothing here knows a 
 
 Letters: B batch, L length, n series.
 """
-import argparse, contextlib, fcntl, hashlib, http.client, inspect, io, json, math, os, pickle, platform, re, shutil, socket
+import argparse, contextlib, ctypes, fcntl, hashlib, http.client, inspect, io, json, math, os, pickle, platform, re, shutil, socket
 import subprocess, sys, time, urllib.error, urllib.request, zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -499,8 +499,17 @@ def make_config(config, presets, preset, given):
     return config(**{**presets[preset], **{k: v for k, v in vars(given).items() if k in names}})
 
 
+def keep_freed_memory():
+    """Tell glibc to keep what is freed: a step's 64 MB gradients would go back to the kernel and be zeroed anew each time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)                    # neither macOS nor musl has it
+    if mallopt:
+        mallopt(-4, 0)                                    # M_MMAP_MAX: large blocks come from the heap too
+        mallopt(-1, 2 ** 31 - 1)                          # M_TRIM_THRESHOLD: which does not shrink
+
+
 def run_command(main):
     """Run a module's main() and turn what the user can mend into one line and exit code 1."""
+    keep_freed_memory()
     try:
         main()
     except InputError as error:
@@ -585,6 +594,9 @@ class Resume:
             check_same(self.path, "the interrupted run", state.get("identity", {}), identity)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
+            for group in optimizer.param_groups:                             # a checkpoint's tensors come to the CPU
+                if torch.is_tensor(group["lr"]):
+                    group["lr"] = group["lr"].to(group["params"][0].device)
             generator.set_state(state["generator"])
             self.step, self.before = state["step"], state["seconds"]
 
@@ -605,6 +617,69 @@ class Resume:
 
     def remove(self):
         self.path.unlink(missing_ok=True)
+
+
+def adamw(model, lr, weight_decay):
+    """AdamW in one fused call. On CUDA its learning rate is a tensor, so that a recorded step follows `set_lr`."""
+    device = next(model.parameters()).device
+    cuda = device.type == "cuda"
+    return torch.optim.AdamW(model.parameters(), lr=torch.tensor(lr, device=device) if cuda else lr,
+                             weight_decay=weight_decay, fused=True, capturable=cuda)
+
+
+def set_lr(optimizer, lr):
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def check_precision(config):
+    if config.precision not in ("float32", "bf16"):
+        raise InputError(f"--precision {config.precision}: not one of float32, bf16")
+
+
+class Recorded:
+    """A training step that CUDA records once and then replays with one launch; elsewhere the function itself.
+
+    step(*tensors) -> anything made of tensors. It must not wait for the device nor draw random numbers, and finds all
+    but its arguments where it was. The first calls with arguments of a shape run as they are and warm up, the next one
+    is recorded. Replays write their results over the last ones. What cannot be recorded goes on as it is, and says so.
+    """
+    WARM_UP = 3
+
+    def __init__(self, step, device):
+        self.step, self.recording, self.calls, self.graphs = step, device.type == "cuda", {}, {}
+
+    def __call__(self, *inputs):
+        if not self.recording:
+            return self.step(*inputs)
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self.graphs:
+            self.calls[shapes] = self.calls.get(shapes, 0) + 1
+            if self.calls[shapes] <= self.WARM_UP:
+                side = torch.cuda.Stream()                # warming up on a side stream is what recording asks for
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    out = self.step(*inputs)
+                torch.cuda.current_stream().wait_stream(side)
+                return out
+            graph, static = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
+            try:
+                with torch.cuda.graph(graph):
+                    out = self.step(*static)
+            except RuntimeError as error:
+                print(f"the training step cannot be recorded on this GPU and runs op by op ({str(error).splitlines()[0]})",
+                      file=sys.stderr)
+                self.recording = False
+                return self.step(*inputs)
+            self.graphs[shapes] = graph, static, out
+        graph, static, out = self.graphs[shapes]
+        for ours, given in zip(static, inputs):
+            ours.copy_(given)
+        graph.replay()
+        return out
 
 
 @contextlib.contextmanager

@@ -11,16 +11,16 @@ D code dimension (64), K codes (32), N = H * W tokens, P projector dimension (40
 """
 import argparse, math, os, sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import (AUGMENTATIONS, Batches, InputError, Log, Resume, add_flags, augment, check_same, cosine, hold,
-                  load_checkpoint, load_dataset, make_config, pick_device, plain, read_json, run_command, write_atomic,
-                  write_json)
+from data import (AUGMENTATIONS, Batches, InputError, Log, Recorded, Resume, adamw, add_flags, augment, check_precision, check_same,
+                  cosine, hold, load_checkpoint, load_dataset, make_config, pick_device, plain, read_json, run_command, set_lr,
+                  write_atomic, write_json)
 
 
 @dataclass
@@ -80,9 +80,27 @@ def stft(x, n_fft=8):
 
 
 def istft(u, n_fft, length):
-    """Inverse of stft, cut to exactly `length` samples. u (B, 2, H, F) -> x (B, length). Thesis §5.1.1, ledger 14."""
-    u = torch.view_as_complex(u.permute(0, 2, 3, 1).contiguous())                           # (B, H, F) complex
-    return torch.istft(u, n_fft, window=_hann(n_fft, u.device, u.real.dtype), length=length)
+    """Inverse of stft, cut to exactly `length` samples. u (B, 2, H, F) -> x (B, length). Thesis §5.1.1, ledger 14.
+
+    Overlap-add: windowed frames, summed where they lie over each other, over the summed squares of the window. This is
+    torch.istft without its check on the host, for which a GPU would have to wait at every call.
+    """
+    window = _hann(n_fft, u.device, u.dtype)
+    spectrum = torch.view_as_complex(u.permute(0, 3, 2, 1).contiguous())                    # (B, F, H) complex
+    x = _overlap_add(torch.fft.irfft(spectrum, n_fft) * window)                             # (B, (F + 3) hop)
+    cut = slice(n_fft // 2, n_fft // 2 + length)                                            # the centred frames' padding off
+    return x[:, cut] / _envelope(n_fft, u.shape[3], u.device, u.dtype)[:, cut]
+
+
+def _overlap_add(frames):
+    """Sum frames (B, F, n_fft) where they overlap, frame f starting at f * hop: (B, (F + 3) hop), hop = n_fft/4."""
+    quarters = frames.unflatten(2, (4, -1))                                                 # (B, F, 4, hop)
+    return sum(F.pad(quarters[:, :, j], (0, 0, j, 3 - j)) for j in range(4)).flatten(1)
+
+
+@lru_cache
+def _envelope(n_fft, n_frames, device, dtype):
+    return _overlap_add(_hann(n_fft, device, dtype).square().expand(1, n_frames, n_fft))    # (1, (F + 3) hop)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,10 +122,18 @@ class ResidualBlock(nn.Module):
         # sets; --residual-norm 1.
         self.convs = nn.Sequential(nn.LeakyReLU(), nn.Conv2d(width, width, 3, padding=1),
                                    nn.BatchNorm2d(width) if norm else nn.Identity(),
-                                   nn.LeakyReLU(), nn.Conv2d(width, width, kernel, padding=kernel // 2))
+                                   nn.LeakyReLU(inplace=True), nn.Conv2d(width, width, kernel, padding=kernel // 2))
 
     def forward(self, x):
         return x + self.convs(x)
+
+
+class ReplicatePad(nn.Module):
+    """One more row and column on each side, equal to their neighbours. (Autocast would go by float32 on a CPU.)"""
+
+    def forward(self, u):
+        with torch.autocast(u.device.type, enabled=False):
+            return F.pad(u, (1, 1, 1, 1), mode="replicate")
 
 
 class Encoder(nn.Module):
@@ -115,8 +141,8 @@ class Encoder(nn.Module):
 
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=0):
         super().__init__()
-        down = [nn.Sequential(nn.Conv2d(2 if i == 0 else width, width, (3, 4), (1, 2), 1, padding_mode="replicate"),
-                              nn.BatchNorm2d(width), nn.LeakyReLU()) for i in range(n)]
+        down = [nn.Sequential(ReplicatePad(), nn.Conv2d(2 if i == 0 else width, width, (3, 4), (1, 2)),
+                              nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)) for i in range(n)]
         residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm), nn.BatchNorm2d(width))
                     for _ in range(4)]
         self.blocks = nn.Sequential(*down, *residual)
@@ -132,8 +158,8 @@ class Decoder(nn.Module):
         super().__init__()
         residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm), nn.BatchNorm2d(width))
                     for _ in range(4)]
-        up = [nn.Sequential(nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1), nn.BatchNorm2d(width), nn.LeakyReLU())
-              for _ in range(n - 1)]
+        up = [nn.Sequential(nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1), nn.BatchNorm2d(width),
+                            nn.LeakyReLU(inplace=True)) for _ in range(n - 1)]
         self.blocks = nn.Sequential(*residual, *up, nn.ConvTranspose2d(width, 2, (3, 4), (1, 2), 1),
                                     nn.ConvTranspose2d(2, 2, (3, 4), (1, 2), 1))   # n + 1 doublings: twice too wide
 
@@ -196,15 +222,35 @@ class VectorQuantizer(nn.Module):
 # O(B^2 P) time without the P x P matrix; the diagonal (a_i . b_i) is a column sum, and off-diagonal = all - diagonal.
 # ---------------------------------------------------------------------------------------------------------------------
 
+class _GramProduct(torch.autograd.Function):
+    """<A A^T, B B^T> = |A^T B|_F^2 of a, b (B, P). Its gradient, 2 B B^T A and 2 A A^T B, reuses the Gram matrices."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        gram_a = a @ a.T                                         # (B, B)
+        gram_b = gram_a if b is a else b @ b.T
+        ctx.save_for_backward(a, b, gram_a, gram_b)
+        ctx.same = b is a
+        return (gram_a * gram_b).sum()
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b, gram_a, gram_b = ctx.saved_tensors
+        if ctx.same:
+            return 4 * g * (gram_a @ a), None
+        return 2 * g * (gram_b @ a), 2 * g * (gram_a @ b)
+
+
 def _off_diagonal_square_sum(a, b):
     """Sum over i != j of (a_i . b_j)^2 for the columns of a, b (B, P), by Gram matrices (see above); and the diagonal."""
     diagonal = (a * b).sum(0)                                    # (P) c_ii
-    return ((a @ a.T) * (b @ b.T)).sum() - diagonal.square().sum(), diagonal
+    return _GramProduct.apply(a, b) - diagonal.square().sum(), diagonal
 
 
 def _unit_columns(z):
     """Centre each feature over the batch and scale it to length 1 (eq. 3.8, 3.11). (B, P) -> (B, P)."""
-    return F.normalize(z - z.mean(0), dim=0)
+    z = z - z.mean(0)
+    return z * (z * z).sum(0).clamp_min(1e-24).rsqrt()
 
 
 def barlow_twins_loss(z1, z2, lambd=0.005):
@@ -377,8 +423,18 @@ def check_stage1(config):
     for name in config.augmentation.split("+") if config.method != "naive" else ():
         if name not in AUGMENTATIONS:
             raise InputError(f"--augmentation {name}: not one of {', '.join(AUGMENTATIONS)} (join several by +)")
-    if config.precision not in ("float32", "bf16"):
-        raise InputError(f"--precision {config.precision}: not one of float32, bf16")
+    if config.n_fft < 4 or config.n_fft % 4:
+        raise InputError(f"--n-fft {config.n_fft}: not a multiple of 4, the hop is a quarter of it")
+    check_precision(config)
+
+
+def train_step(model, optimizer, x, x_aug=None):
+    """One optimiser step on a batch x, x_aug (B, L). Returns NCVQVAE.forward's terms and indices."""
+    optimizer.zero_grad()
+    loss, terms, indices = model(x, x_aug)
+    loss.backward()
+    optimizer.step()
+    return terms, indices
 
 
 def train_stage1(run_dir, config, dataset=None, device=None):
@@ -401,8 +457,7 @@ def train_stage1(run_dir, config, dataset=None, device=None):
     generator = torch.Generator(device).manual_seed(config.seed)
     # channels_last: the STFT's channels lie innermost already, and convolutions over so few rows run faster that way.
     model = NCVQVAE(config, dataset.length).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.stage1_lr, weight_decay=config.stage1_weight_decay,
-                                  fused=True)
+    optimizer = adamw(model, config.stage1_lr, config.stage1_weight_decay)
     batches = Batches(len(dataset.x_train), config.stage1_batch, generator)
     total = config.stage1_steps or config.stage1_epochs * batches.per_epoch
     resume = Resume(run_dir / "stage1.resume.pt", {**plain(config), "sha256": dataset.sha256}, generator,
@@ -412,15 +467,12 @@ def train_stage1(run_dir, config, dataset=None, device=None):
 
     x_train = dataset.x_train.to(device)                         # the whole set lives on the device
     model.train()
+    update = Recorded(partial(train_step, model, optimizer), device)
     for step in range(resume.step, total):
         x = x_train[next(batches)]                                                            # (B, L)
-        x_aug = None if config.method == "naive" else augment(x, config.augmentation, generator)
-        for group in optimizer.param_groups:
-            group["lr"] = config.stage1_lr * cosine(step, total)
-        loss, terms, indices = model(x, x_aug)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        views = (x,) if config.method == "naive" else (x, augment(x, config.augmentation, generator))
+        set_lr(optimizer, config.stage1_lr * cosine(step, total))
+        terms, indices = update(*views)
         if log.due(step + 1):
             codes = len(indices.unique())
             log(step + 1, step // batches.per_epoch + 1, **terms, codes=codes)

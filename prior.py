@@ -11,6 +11,7 @@ Letters: B batch, N tokens, K codes, D code dimension (64), E hidden dimension (
 """
 import argparse, math, os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import (Batches, InputError, Log, Resume, add_flags, check_same, cosine, hold, load_checkpoint, load_dataset,
-                  make_config, parse_label, pick_device, plain, read_json, run_command, write_atomic, write_json)
+from data import (Batches, InputError, Log, Recorded, Resume, adamw, add_flags, check_precision, check_same, cosine,
+                  hold, load_checkpoint, load_dataset, make_config, parse_label, pick_device, plain, read_json, run_command, set_lr, write_atomic,
+                  write_json)
 from ncvqvae import load_stage1
 
 
@@ -154,16 +156,26 @@ def class_labels(dataset, split, n_classes):
     return torch.full((len(x),), n_classes) if y is None else y
 
 
+def train_step(prior, optimizer, tokens, mask, labels):
+    """One optimiser step on tokens (B, N), mask (B, N), labels (B,). Returns the loss, detached."""
+    optimizer.zero_grad()
+    counted = mask if prior.config.loss_on == "masked" else torch.ones_like(mask)    # NOTE(ledger 7): --loss-on all
+    loss = masked_cross_entropy(prior(tokens, mask, labels), tokens, counted)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 def train_stage2(run_dir, config, dataset=None, device=None):
     """Train the prior on the run's frozen stage 1 and write run_dir/stage2.pt; skips or resumes as stage 1 does.
 
     Returns the trained Prior in eval mode.
     """
     for name, value, known in (("--embedding", config.embedding, ("codebook", "random")),
-                               ("--loss-on", config.loss_on, ("masked", "all")),
-                               ("--precision", config.precision, ("float32", "bf16"))):
+                               ("--loss-on", config.loss_on, ("masked", "all"))):
         if value not in known:
             raise InputError(f"{name} {value}: not one of {', '.join(known)}")
+    check_precision(config)
     run_dir, device = Path(run_dir), device or pick_device()
     path = run_dir / "stage2.pt"
     if path.exists():
@@ -186,8 +198,7 @@ def train_stage2(run_dir, config, dataset=None, device=None):
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
     prior = Prior(config, stage1.quantizer.codebook, tokens.shape[1], n_classes).to(device)
-    optimizer = torch.optim.AdamW(prior.parameters(), lr=config.stage2_lr, weight_decay=config.stage2_weight_decay,
-                                  fused=True)
+    optimizer = adamw(prior, config.stage2_lr, config.stage2_weight_decay)
     batches = Batches(len(tokens), config.stage2_batch, generator)
     total = config.stage2_steps or config.stage2_epochs * batches.per_epoch
     identity = {**plain(config), "stage1": first["config"], "sha256": dataset.sha256}
@@ -196,6 +207,7 @@ def train_stage2(run_dir, config, dataset=None, device=None):
     log = Log(run_dir, "stage2", total, resume, device, dataset.sha256)
 
     prior.train()
+    update = Recorded(partial(train_step, prior, optimizer), device)
     for step in range(resume.step, total):
         rows = next(batches)
         t, y = tokens[rows], labels[rows]                                                     # (B, N), (B,)
@@ -204,15 +216,10 @@ def train_stage2(run_dir, config, dataset=None, device=None):
             t = (token_logits[rows] - torch.log(-torch.log(noise))).argmax(-1)                # a draw from softmax(-d^2)
         mask = mask_tokens(t, generator)
         drop = torch.rand(len(y), generator=generator, device=device) < config.class_dropout
-        for group in optimizer.param_groups:
-            group["lr"] = config.stage2_lr * cosine(step, total)
-        logits = prior(t, mask, torch.where(drop, n_classes, y))
-        loss = masked_cross_entropy(logits, t, mask if config.loss_on == "masked" else torch.ones_like(mask))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        set_lr(optimizer, config.stage2_lr * cosine(step, total))
+        loss = update(t, mask, torch.where(drop, n_classes, y))
         if log.due(step + 1):
-            log(step + 1, step // batches.per_epoch + 1, loss=loss.detach())
+            log(step + 1, step // batches.per_epoch + 1, loss=loss)
         resume.save_when_due(step + 1)
 
     prior.eval()

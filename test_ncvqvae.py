@@ -3,7 +3,7 @@
 In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.1.1), losses (§3.3), prior (§3.2, §4.1.2),
 metrics (§2.7), then whole runs. An oracle is a slow transcription of the equation, in loops and float64, written here.
 """
-import dataclasses, json, math, os, subprocess, sys
+import dataclasses, json, math, os, random, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +201,7 @@ def test_slice_and_shuffle_index_by_index():
 def test_augmentation_moments():
     x = torch.ones(40000, 8)
     assert (data.amplitude_resize(x, generator()).std() - 0.2).abs() < 0.005
+    assert (data.amplitude_resize(x, generator()).mean() - 1).abs() < 0.005
     assert (data.gaussian_noise(x, generator()) - x).std() == pytest.approx(0.05, abs=0.001)
     assert (data.AUGMENTATIONS["jitter"](x, generator()) - x).std() == pytest.approx(0.1, abs=0.002)
     assert (data.flip(x, generator())[:, 0] < 0).float().mean() == pytest.approx(0.5, abs=0.02)
@@ -236,6 +237,17 @@ def test_istft_inverts_stft_to_the_exact_length(length):
     u = ncvqvae.stft(x, 8)
     assert u.shape == (3, 2, 5, length // 2 + 1)
     torch.testing.assert_close(ncvqvae.istft(u, 8, length), x)
+
+
+@pytest.mark.parametrize("n_fft", [8, 16])
+def test_istft_is_the_library_s_on_any_spectrum(n_fft):
+    u = draw(3, 2, n_fft // 2 + 1, 70 // (n_fft // 4) + 1)                   # no signal has this spectrum
+
+    def library(u):
+        spectrum = torch.view_as_complex(u.permute(0, 2, 3, 1).contiguous())
+        return torch.istft(spectrum, n_fft, window=torch.hann_window(n_fft, dtype=u.dtype), length=70)
+    weight = draw(3, 70, seed=1)
+    assert_same_gradient(lambda u: (ncvqvae.istft(u, n_fft, 70) * weight).sum(), lambda u: (library(u) * weight).sum(), u)
 
 
 def test_stft_against_the_fourier_sum():
@@ -637,7 +649,7 @@ def test_fcn_shapes_and_learning(tmp_path):
     x, y = data.two_patterns(40, 64, seed=0, noise=0.1)
     config = evaluate.EvalConfig(fcn_batch=16)
     fcn = evaluate.train_fcn(x / 5, y, 4, 30, config, tmp_path, "fcn", 0, torch.device("cpu"))
-    assert fcn.features(x).shape == (40, 128) and fcn(x).shape == (40, 4)
+    assert fcn.features(x).shape == (40, 128) and fcn(x).shape == (40, 4) and not fcn.training
     features, p = evaluate.classify(fcn, x / 5)
     assert evaluate.accuracy(p, y) > 0.9 and p.sum(1) == pytest.approx(np.ones(40))
     score = evaluate.classification_accuracy_score(x / 5, y, x / 5, y, 4, evaluate.EvalConfig(fcn_batch=16, cas_epochs=30),
@@ -738,6 +750,102 @@ def test_flags_are_routed_to_the_stage_that_owns_them(capsys):
             evaluate.command_route(flags)
 
 
+# ----------------------------------------------------------------------------------------- recorded steps and precision
+
+class FakeCuda:
+    """Stands in for torch.cuda: a recording runs the function and replay() runs it again on the recorded tensors."""
+    def __init__(self, monkeypatch, fails=False):
+        import contextlib
+        self.replays, self.recording, outer = 0, None, self
+
+        class Graph:
+            def replay(self):
+                outer.replays += 1
+                new = self.step(*self.static)
+                self.out.copy_(new)
+
+        @contextlib.contextmanager
+        def graph(g):
+            if fails:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            outer.recording = g
+            yield
+            outer.recording = None
+
+        class Stream:
+            def wait_stream(self, other):
+                pass
+        for name, value in dict(CUDAGraph=Graph, graph=graph, Stream=Stream, current_stream=Stream,
+                                stream=lambda s: contextlib.nullcontext()).items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def step(self, x):
+        """Adds x to a sum and returns it; while being recorded nothing is done, as on the device."""
+        if self.recording is not None:
+            self.recording.step, self.recording.static, self.recording.out = self.add, (x,), torch.zeros(x.shape)
+            return self.recording.out
+        return self.add(x)
+
+    total = 0.0
+
+    def add(self, x):
+        self.total += float(x.sum())
+        return x * 2
+
+
+def test_a_recorded_step_does_every_step_once_whatever_the_shapes(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    step = data.Recorded(fake.step, torch.device("cuda"))
+    expected = 0.0
+    for i in range(20):
+        x = torch.full((3 if i % 4 else 2,), float(i))                       # a smaller batch ends each epoch
+        assert torch.equal(step(x), 2 * x)
+        expected += float(x.sum())
+        assert fake.total == expected
+    assert fake.replays == 20 - 2 * data.Recorded.WARM_UP
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_op_by_op(monkeypatch, capsys):
+    fake = FakeCuda(monkeypatch, fails=True)
+    step = data.Recorded(fake.step, torch.device("cuda"))
+    for i in range(8):
+        assert torch.equal(step(torch.full((2,), float(i))), torch.full((2,), 2.0 * i))
+    assert fake.total == 2 * sum(range(8)) and fake.replays == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    plain = data.Recorded(fake.step, torch.device("cpu"))
+    assert torch.equal(plain(torch.ones(2)), torch.full((2,), 2.0)) and not plain.graphs
+
+
+def test_learning_rates_are_set_as_numbers_and_as_tensors():
+    model = torch.nn.Linear(2, 1)
+    for lr in (0.1, torch.tensor(0.1)):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+        data.set_lr(optimizer, 0.025)
+        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.025)
+        assert torch.is_tensor(optimizer.param_groups[0]["lr"]) == torch.is_tensor(lr)
+
+
+@pytest.mark.parametrize("method", ["naive", "vibcreg"])
+def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method):
+    x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
+    losses = []
+    for precision in ("float32", "bf16"):
+        model = tiny_model(method=method, augmentation="none" if method == "naive" else "slice", precision=precision).train()
+        loss, terms, _ = model(x, None if method == "naive" else x_aug)
+        loss.backward()
+        u, z = model.encode(x)
+        assert {t.dtype for t in (loss, u, z, *model.decode(z), model.quantizer.codebook, *terms.values())} == {torch.float32}
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        losses.append(loss.item())
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.03)
+    torch.manual_seed(0)
+    exact = evaluate.FCN(3)
+    rounded = evaluate.FCN(3, "bf16")
+    rounded.load_state_dict(exact.state_dict())
+    assert rounded.features(x).dtype == torch.float32
+    torch.testing.assert_close(rounded.features(x), exact.features(x), atol=0.05, rtol=0.05)
+
+
 # ------------------------------------------------------------------------------------------------------------ faults
 
 # Runs a module's command and dies by kill -9 in front of the n-th rename of a finished file: config, log, one resume
@@ -808,6 +916,25 @@ def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninte
     steps = [s for s in ours[3] if s]
     assert sorted(steps) == sorted(s for s in theirs[3] if s)                # no step is logged twice
     assert not list(tmp_path.rglob("*.resume.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_at_random_times_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, seed):
+    own_data(tmp_path)
+    env, chance = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu", "OUT": str(tmp_path)}, random.Random(seed)
+    for command in stages(tmp_path):
+        whole = subprocess.Popen([sys.executable, "-c", DRIVER, str(HERE), "0", *command], cwd=tmp_path, env=env)
+        try:
+            whole.wait(timeout=chance.uniform(1.5, 8))                       # imports, training, or after the end
+        except subprocess.TimeoutExpired:
+            whole.send_signal(signal.SIGKILL)
+            whole.wait()
+        done = drive(0, command, tmp_path)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = outcome(tmp_path), outcome(uninterrupted)
+    assert all(torch.equal(v, theirs[0][k]) for k, v in ours[0].items()) and ours[1] == theirs[1]
+    assert np.array_equal(ours[2], theirs[2])
 
 
 def test_a_full_disk_leaves_the_last_good_file(tmp_path):
@@ -889,7 +1016,6 @@ def test_stage_2_leaves_stage_1_alone_and_the_same_seed_gives_the_same_prior(tmp
 def test_an_endless_row_is_refused_before_it_is_parsed(tmp_path):
     folder = write_ucr(tmp_path)
     (folder / "Tiny_TRAIN.tsv").write_text("1" + "\t0.5" * 10_000_000)
-    import time
     start = time.time()
     with pytest.raises(InputError, match=r"TRAIN.tsv, row 1: over 4,000,000 characters"):
         data.load_dataset("Tiny", tmp_path, download=False)
@@ -903,21 +1029,24 @@ def ts_bytes(cut=None):
     return "\n".join(lines).encode()[:cut]
 
 
-def zip_bytes(*names, cut=None):
+def zip_bytes(*names, content=ts_bytes()):
     import io, zipfile
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in names:
-            archive.writestr(name, ts_bytes())
-    return buffer.getvalue()[:cut]
+            archive.writestr(name, content)
+    return buffer.getvalue()
 
 
 GOOD_ZIP = zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts")
-MIRROR_FAULTS = {                                        # what the zip's address answers: status, body, promised length
-    "404": (404, b"no", None), "html": (200, b"<html>hello</html>", None), "empty": (202, b"", None),
-    "half a zip": (200, GOOD_ZIP[:len(GOOD_ZIP) // 2], None), "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP)),
-    "climbing": (200, zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"), None),
-    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None),
+MIRROR_FAULTS = {                     # what the zip's address answers: status, body, promised length; the reason in the message
+    "404": (404, b"no", None, "404"), "html": (200, b"<html>hello</html>", None, "not a sound zip"),
+    "empty": (202, b"", None, "answered 202 with 0 bytes"),
+    "half a zip": (200, GOOD_ZIP[:len(GOOD_ZIP) // 2], None, "not a sound zip"),
+    "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP), "bytes missing|IncompleteRead"),
+    "climbing": (200, zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"), None, "the zip has no Mallat_TRAIN"),
+    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None, "the zip has no Mallat_TEST"),
+    "html in the zip": (200, zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"<html>"), None, "0 channels, expected 1 and a label"),
 }
 
 
@@ -953,10 +1082,10 @@ def test_download_from_the_first_mirror(tmp_path, mirror):
 @pytest.mark.parametrize("fault", MIRROR_FAULTS)
 def test_a_bad_mirror_leaves_nothing_and_the_second_one_serves(tmp_path, mirror, fault):
     root = tmp_path / "inner"
-    mirror["/aeon-toolkit/Mallat.zip"] = MIRROR_FAULTS[fault]
+    *mirror["/aeon-toolkit/Mallat.zip"], reason = MIRROR_FAULTS[fault]
     with pytest.raises(InputError, match=r"no mirror has it .*put Mallat_TRAIN.tsv and Mallat_TEST.tsv into") as error:
         data.load_dataset("Mallat", root)
-    assert "\n" not in str(error.value) and not [p for p in tmp_path.rglob("*") if p != root]
+    assert re.search(reason, str(error.value)) and "\n" not in str(error.value) and not [p for p in tmp_path.rglob("*") if p != root]
     for split in ("TRAIN", "TEST"):
         mirror[f"/records/11197731/files/Mallat_{split}.ts"] = (200, ts_bytes(), None)
     assert data.load_dataset("Mallat", root).x_test.shape == (3, 9)
