@@ -718,8 +718,8 @@ class Log:
         self.first, self.started, self.shown, self.last = resume.step, time.time(), -1, None
         # Steps that were logged after the checkpoint we go on from will be logged again: drop them.
         old = self.path.read_text().splitlines() if self.path.exists() else []
-        lines = [line for line in old if not ((r := _json_line(line)) and r.get("stage") == stage and "step" in r
-                                              and r["step"] > resume.step)]
+        lines = [line for line in old if (r := _json_line(line))
+                 and not (r.get("stage") == stage and "step" in r and r["step"] > resume.step)]
         lines.append(json.dumps(dict(
             event="start", stage=stage, from_step=resume.step, argv=sys.argv, python=platform.python_version(),
             torch=torch.__version__, numpy=np.__version__, commit=git_commit(), device=str(device),

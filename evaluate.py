@@ -7,11 +7,11 @@
     python evaluate.py run     runs/Symbols/vibcreg-slice/seed1      # metrics.json, samples.npz, figures/
     python evaluate.py samples x.npz --dataset FordA                 # scores any model's series
     python evaluate.py probe   runs/Symbols/vibcreg-slice/seed1      # frozen, and in the authors' train mode (ledger 12)
-    python evaluate.py tables  runs/                                 # thesis Tables 6.1 to 6.7, published values beside
+    python evaluate.py tables  runs/ --export results/               # thesis Tables 6.1 to 6.7, published values beside
 
 Letters: n series, L length, D code dimension, K classes or codes, P feature dimension of the FCN (128).
 """
-import argparse, copy, csv, hashlib, json, math, os, shlex, statistics, sys, time
+import argparse, copy, csv, gzip, hashlib, io, json, math, os, re, shlex, statistics, sys, time
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -406,7 +406,7 @@ def draw_figures(run_dir, dataset, test, generated, conditional, labels):
     save(figure, "latents.png")
 
     # Loss curves, one panel a stage.
-    lines = [json.loads(line) for line in (Path(run_dir) / "log.jsonl").read_text().splitlines()]
+    lines = read_log(run_dir)
     stages = [s for s in ("stage1", "stage2", "cas") if any(r["stage"] == s and "loss" in r for r in lines)]
     figure, axes = plt.subplots(1, len(stages), figsize=(4 * len(stages) + 1, 3.4), squeeze=False)
     for axis, stage in zip(axes[0], stages):
@@ -469,68 +469,150 @@ TABLES = [("6.1", "Mean reconstruction error", "mean", ["recon"]), ("6.2", "Best
 LOWER_IS_BETTER = {"recon", "fid"}
 
 
+def settings(saved, config):
+    """What a run's saved config changed against the thesis' values: "stage1_steps=800 precision=bf16", "" for nothing."""
+    return " ".join(f"{f.name}={saved[f.name]}" for f in fields(config) if f.name not in
+                    ("dataset", "method", "augmentation", "seed", "stages") and saved.get(f.name, f.default) != f.default)
+
+
+COLUMNS = ("dataset", "method", "augmentation", "seed", *METRICS, "knn_train_mode", "svm_train_mode", "recon_train_mode",
+           "stage1_epochs", "stage1_steps", "stage2_epochs", "stage2_steps", "fcn_epochs", "cas_epochs", "precision",
+           "stage1_settings", "later_settings", "device", "torch", "commit", "date")
+IDENTITY = ("dataset", "method", "augmentation", "seed", "stage1_settings", "later_settings")
+
+
 def find_runs(folders):
-    """(stage-1 config, whole config, metrics) of every finished run below the folders."""
-    runs = []
+    """A row per finished run below the folders: a dict of COLUMNS, None where a run has no such value."""
+    rows = []
     for path in sorted({p for folder in folders for p in Path(folder).rglob("metrics.json")}):
         config = read_json(path.parent / "config.json")
-        if "stage1" in config:
-            runs.append((config["stage1"], config, read_json(path)))
-    return runs
+        if "stage1" not in config or "evaluate" not in config:
+            continue
+        s1, full = config["stage1"], config["evaluate"]["stages"] == 2
+        s2, ev = (config["stage2"], config["evaluate"]) if full else ({}, {})
+        start = next((r for r in read_log(path.parent) if r.get("event") == "start"), {})
+        row = dict.fromkeys(COLUMNS) | read_json(path) | read_json(path.parent / "probe.json")
+        row |= {k: s1[k] for k in ("method", "augmentation", "seed", "precision")} | dict(
+            dataset=Path(s1["dataset"]).stem, fcn_epochs=ev.get("fcn_epochs"), cas_epochs=ev.get("cas_epochs"),
+            stage1_settings=settings(s1, Stage1Config), date=start.get("time", "")[:10],
+            later_settings=" ".join(filter(None, [settings(s2, PriorConfig), settings(ev, EvalConfig)])) if full else "none",
+            **{k: start.get(k) for k in ("device", "torch", "commit")})
+        for stage, s in (("stage1", s1), ("stage2", s2)):                  # steps, where given, replace epochs
+            unit = "steps" if s.get(f"{stage}_steps") else "epochs"
+            row[f"{stage}_{unit}"] = s.get(f"{stage}_{unit}")
+        rows.append(row)
+    return rows
+
+
+def read_log(run_dir):
+    """The records of a run's log.jsonl, [] where there is none."""
+    path = Path(run_dir) / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def print_comparison(folders):
     """One row a run: what `run.sh` ends with."""
-    runs = find_runs(folders)
     keys = ("recon", "knn", "svm", "codes_used", "prior_loss", "fid", "fid_floor", "is", "cas", "nn_ratio")
     seconds = ("seconds_stage1", "seconds_stage2", "seconds_evaluate")
     print("| dataset | model | seed | " + " | ".join(keys) + " | minutes |\n" + "|---" * (len(keys) + 4) + "|")
-    for s1, _, m in runs:
-        cells = ["" if m[k] is None else str(m[k]) if isinstance(m[k], int) else f"{m[k]:.3f}" for k in keys]
-        minutes = sum(m[k] or 0 for k in seconds) / 60
-        print(f"| {Path(s1['dataset']).stem} | {s1['method']}-{s1['augmentation']} | {s1['seed']} | "
-              + " | ".join(cells) + f" | {minutes:.1f} |")
+    for r in find_runs(folders):
+        cells = ["" if r[k] is None else str(r[k]) if isinstance(r[k], int) else f"{r[k]:.3f}" for k in keys]
+        minutes = sum(r[k] or 0 for k in seconds) / 60
+        print(f"| {r['dataset']} | {r['method']}-{r['augmentation']} | {r['seed']} | " + " | ".join(cells) + f" | {minutes:.1f} |")
 
 
-def schedule(config):
-    """The schedule of a run in words; runs of different schedules never share a table."""
-    s1, s2 = config["stage1"], config.get("stage2", {})
-    words = [f"{s[f'{n}_steps']} steps at {s[f'{n}_lr']:g}" if s[f"{n}_steps"] else f"{s[f'{n}_epochs']} epochs"
-             for n, s in (("stage1", s1), ("stage2", s2)) if s]
-    return " + ".join(words) + f", latent width {s1['latent_width']}, {s1['precision']}"
+def tables(rows):
+    """Thesis Tables 6.1 to 6.7 as Markdown lines: ours, the published value (results/published.csv), and a judgement.
 
-
-def print_tables(folders):
-    """Thesis Tables 6.1 to 6.7 as Markdown: ours over the published value, per schedule (results/published.csv)."""
-    path = Path(__file__).parent / "results" / "published.csv"
-    with open(path, newline="") as file:
+    Runs of different schedules never share a table: stage 1's settings part all of them, the later ones 6.5 to 6.7.
+    """
+    with open(Path(__file__).parent / "results" / "published.csv", newline="") as file:
         published = {(r["dataset"], r["method"], r["augmentation"], r["metric"]): r for r in csv.DictReader(file)}
-    runs = find_runs(folders)
-    left_out = [Path(s1["dataset"]).stem for s1, _, m in runs if not m["complete_data"]]
-    runs = [run for run in runs if run[2]["complete_data"]]
-    if not runs:
-        print("No finished run on complete data" + (f" (incomplete: {', '.join(left_out)})" if left_out else ""))
-        return
-    for words in sorted({schedule(c) for _, c, _ in runs}):
-        print(f"## {words}\n\nOurs: mean ± std over n seeds, or the best of n. [published: four seeds, "
-              "train-mode probes (ledger 12), another FCN (ledger 15)]. Within noise: under 2.33 pooled std of the published "
-              "seeds for one seed of ours, 1.47 for four.\n")
-        chosen = [run for run in runs if schedule(run[1]) == words]
-        for number, title, kind, metrics in TABLES:
-            print(f"### Table {number}: {title} ({', '.join(m.upper() for m in metrics)})\n")
-            print("| dataset | " + " | ".join(f"{m} {a}" for m, a in MODELS) + " |\n" + "|---" * (len(MODELS) + 1) + "|")
-            for name in sorted({Path(s1["dataset"]).stem for s1, _, _ in chosen}):
-                cells = []
-                for model in MODELS:
-                    ours = [m for s1, _, m in chosen
-                            if (Path(s1["dataset"]).stem, s1["method"], s1["augmentation"]) == (name, *model)]
-                    cells.append("<br>".join(table_cell([m[k] for m in ours if m[k] is not None], kind, k,
-                                                        published.get((name, *model, k)), pooled_std(published, name, k))
-                                             for k in metrics))
-                print(f"| {name} | " + " | ".join(cells) + " |")
-            print()
+    complete = [r for r in rows if r["complete_data"]]
+    lines = ["Ours: mean ± std over n seeds, or the best of n. [Published: four seeds, train-mode probes (ledger 12), another FCN "
+             "(ledger 15).] Within noise: under 2.33 pooled stds of the published seeds for one seed of ours, 1.47 for four.", ""]
+    for first in sorted({r["stage1_settings"] for r in complete}):
+        chosen = [r for r in complete if r["stage1_settings"] == first]
+        lines += [f"## Stage 1: {first or 'the schedule of the thesis'}", ""]
+        lines += [line for table in TABLES[:4] for line in one_table(*table, chosen, published)]
+        for later in sorted({r["later_settings"] for r in chosen} - {"none"}):
+            lines += [f"## Stage 1: {first or 'the schedule of the thesis'}; then: {later or 'the schedule of the thesis'}", ""]
+            lines += [line for table in TABLES[4:] for line in
+                      one_table(*table, [r for r in chosen if r["later_settings"] == later], published)]
+    left_out = sorted({r["dataset"] for r in rows if not r["complete_data"]})
     if left_out:
-        print(f"Left out of every mean, their data is incomplete: {', '.join(sorted(set(left_out)))}.")
+        lines.append(f"Left out of every mean, their data is incomplete: {', '.join(left_out)}.")
+    return lines
+
+
+def one_table(number, title, kind, metrics, rows, published):
+    """A dataset per row, a model per column, a line per metric in each cell."""
+    lines = [f"### Table {number}: {title} ({', '.join(m.upper() for m in metrics)})", "",
+             "| dataset | " + " | ".join(f"{m} {a}" for m, a in MODELS) + " |", "|---" * (len(MODELS) + 1) + "|"]
+    for name in sorted({r["dataset"] for r in rows}):
+        cells = []
+        for model in MODELS:
+            ours = [r for r in rows if (r["dataset"], r["method"], r["augmentation"]) == (name, *model)]
+            cells.append("<br>".join(table_cell([r[k] for r in ours if r[k] is not None], kind, k,
+                                                published.get((name, *model, k)), pooled_std(published, name, k))
+                                     for k in metrics))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines + [""]
+
+
+def export(folders, out):
+    """Merge the finished runs below folders into out/runs.csv, keep their logs, and make out/TABLES.md from runs.csv.
+
+    A run that is there already (same IDENTITY) is replaced. Logs go to out/logs, gzipped, thinned to 200 lines, without paths.
+    """
+    out, rows = Path(out), {}
+    if (out / "runs.csv").exists():
+        with open(out / "runs.csv", newline="") as file:
+            for r in csv.DictReader(file):
+                row = {k: from_cell(v) for k, v in r.items()} | {k: r[k] for k in ("stage1_settings", "later_settings")}
+                rows[tuple(row[k] for k in IDENTITY)] = row
+    for row in find_runs(folders):
+        rows[tuple(row[k] for k in IDENTITY)] = row
+    for path in sorted({p for folder in folders for p in Path(folder).rglob("metrics.json")}):
+        for row in find_runs([path.parent]):
+            export_log(path.parent, out / "logs" / log_name(row))
+    ordered = sorted(rows.values(), key=lambda r: [str(r[k]) for k in IDENTITY])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(ordered)
+    write_atomic(out / "runs.csv", lambda file: file.write(text.getvalue().encode()))
+    write_atomic(out / "TABLES.md", lambda file: file.write(("\n".join(tables(ordered)) + "\n").encode()))
+    print(f"{out}: {len(rows)} runs")
+
+
+def from_cell(text):
+    """A cell of runs.csv: None, True or False, a number, or text."""
+    if text in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[text]
+    value = parse_label(text)
+    return float(text) if isinstance(value, int) and not text.lstrip("-").isdigit() else value
+
+
+def log_name(row):
+    what = " ".join(f"{k}={row[k]}" for k in ("stage1_settings", "later_settings") if row[k])
+    suffix = "-" + hashlib.sha256(what.encode()).hexdigest()[:6] if what else ""
+    return f"{row['dataset']}-{row['method']}-{row['augmentation']}-seed{row['seed']}{suffix}.jsonl.gz"
+
+
+def export_log(run_dir, path):
+    """A run's log with its start lines and as many others, evenly spread, as make 200; paths cut to their last part."""
+    records = read_log(run_dir)
+    starts = [i for i, r in enumerate(records) if "event" in r]
+    others = [i for i, r in enumerate(records) if "event" not in r]
+    kept = np.linspace(0, len(others) - 1, min(len(others), 200 - len(starts))).astype(int)
+    lines = []
+    for i in sorted([*starts, *(others[k] for k in kept)]):
+        r = records[i]
+        if "argv" in r:
+            r["argv"] = [re.sub(r"[^=\s]*/", "", a) for a in r["argv"]]
+        lines.append(json.dumps(r))
+    write_atomic(path, lambda file: file.write(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)))
 
 
 def pooled_std(published, name, metric):
@@ -600,7 +682,7 @@ def command_samples(given, config):
 
 
 def command_probe(given):
-    """Probes and recon of finished stage-1 models, frozen and in the authors' train mode (ledger 12)."""
+    """Probes and recon of finished stage-1 models, frozen and in the authors' train mode (ledger 12), kept in probe.json."""
     print("| run | KNN | SVM | recon | KNN train mode | SVM train mode | recon after it |\n" + "|---" * 7 + "|")
     for run_dir in given.run_dirs:
         model, first = load_stage1(run_dir)
@@ -608,8 +690,9 @@ def command_probe(given):
         if dataset.y_train is None:
             raise InputError(f"{run_dir}: {dataset.name} has no labels to probe for")
         train, test = encode_split(model, dataset.x_train), encode_split(model, dataset.x_test)
-        scores = (*probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test), recon(test),
-                  *probe_in_train_mode(model, dataset))
+        moved = probe_in_train_mode(model, dataset)
+        write_json(Path(run_dir) / "probe.json", dict(zip(("knn_train_mode", "svm_train_mode", "recon_train_mode"), moved)))
+        scores = (*probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test), recon(test), *moved)
         run = "/".join(Path(run_dir).resolve().parts[-3:])                   # DATASET/METHOD-AUG/seedN
         print(f"| {run} | " + " | ".join(f"{s:.3f}" for s in scores) + " |", flush=True)
 
@@ -659,7 +742,9 @@ def main():
         sub.add_argument("--preset", default="thesis", help=f"one of {', '.join(PRESETS)}; flags override it")
         add_flags(sub, EvalConfig)
     commands.add_parser("probe", help="probe frozen and in train mode").add_argument("run_dirs", nargs="+")
-    commands.add_parser("tables", help="thesis Tables 6.1 to 6.7").add_argument("folders", nargs="+")
+    table = commands.add_parser("tables", help="thesis Tables 6.1 to 6.7 of the runs below some folders")
+    table.add_argument("folders", nargs="*")
+    table.add_argument("--export", metavar="DIR", help="merge the runs into DIR/runs.csv and write DIR/logs, DIR/TABLES.md")
     commands.add_parser("compare", help="one row a run").add_argument("folders", nargs="+")
     if sys.argv[1:2] == ["route"]:                           # run.sh's own; its flags are the configs'
         return command_route(sys.argv[2:])
@@ -674,7 +759,10 @@ def main():
     elif given.command == "probe":
         command_probe(given)
     elif given.command == "tables":
-        print_tables(given.folders)
+        if given.export:
+            export(given.folders, given.export)
+        else:
+            print("\n".join(tables(find_runs(given.folders))))
     else:
         print_comparison(given.folders)
 

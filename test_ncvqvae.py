@@ -637,6 +637,49 @@ def test_tables_judge_by_the_published_noise():
     assert cell == "0.500 ± 0.141 (n 2) [0.500 ± 0.030], within noise"
 
 
+def fake_run(folder, seed, stages=2, recon=0.5, **stage1):
+    run = Path(folder) / f"A/naive-none/seed{seed}"
+    config = dict(stage1=dataclasses.asdict(Stage1Config(dataset="/some/where/A.npz", seed=seed, **stage1)),
+                  evaluate=dataclasses.asdict(evaluate.EvalConfig(stages=stages, cas_epochs=100)))
+    metrics = {**dict.fromkeys(evaluate.METRICS), **dict(recon=recon, knn=1 / 3, svm=1.0, complete_data=True, n_train=20)}
+    if stages == 2:
+        config["stage2"] = dataclasses.asdict(PriorConfig())
+        metrics |= {"fid": 3.0, "is": 2.0, "cas": 0.9}
+    data.write_json(run / "config.json", config)
+    data.write_json(run / "metrics.json", metrics)
+    log = [dict(event="start", stage="stage1", argv=["/home/me/ncvqvae.py", "--dataset=/data/A.npz"], torch="2.13", device="cpu",
+                commit="abc", time="2026-01-02T03:04:05")] + [dict(stage="stage1", step=i, loss=1.0) for i in range(500)]
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
+    return metrics
+
+
+def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path):
+    import csv, gzip
+    out = tmp_path / "results"
+    metrics = fake_run(tmp_path / "runs", 1)
+    fake_run(tmp_path / "runs", 2, stages=1, recon=0.7)
+    fake_run(tmp_path / "fast", 1, recon=9.0, stage1_steps=800)
+    evaluate.export([tmp_path / "runs"], out)
+    evaluate.export([tmp_path / "fast"], out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    evaluate.export([tmp_path / "runs", tmp_path / "fast"], out)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with open(out / "runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["seed"], r["stage1_epochs"], r["stage1_steps"], r["later_settings"]) for r in rows] == [
+        ("1", "1000", "", "cas_epochs=100"), ("1", "", "800", "cas_epochs=100"), ("2", "1000", "", "none")]
+    assert {k: evaluate.from_cell(rows[0][k]) for k in metrics} == metrics and rows[0]["date"] == "2026-01-02"
+    tables = (out / "TABLES.md").read_text()
+    assert "0.600 ± 0.141 (n 2)" in tables                                   # a run without stage 2 counts in stage 1's tables
+    assert "9.000 (n 1)" in tables and "## Stage 1: stage1_steps=800\n" in tables
+    logs = [gzip.decompress(p.read_bytes()).decode().splitlines() for p in sorted((out / "logs").iterdir())]
+    assert [len(lines) for lines in logs] == [200] * 3 and json.loads(logs[0][-1])["step"] == 499
+    assert json.loads(logs[0][0])["argv"] == ["ncvqvae.py", "--dataset=A.npz"]
+    fake_run(tmp_path / "runs", 1, recon=0.4)
+    evaluate.export([tmp_path / "runs"], out)
+    assert "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
+
+
 def test_figures_of_a_collapsed_latent_space(tmp_path):
     x = draw(12, 20, dtype=torch.float32)
     own = data.Dataset("own", x, torch.arange(12) % 2, x, torch.arange(12) % 2, 0.0, 1.0, [0, 1], True, "")
