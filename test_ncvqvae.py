@@ -786,7 +786,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, m
 def test_flags_are_routed_to_the_stage_that_owns_them(capsys):
     evaluate.command_route(["--augmentations=warp+gauss", "--zeta=0.2", "--precision=bf16", "--cas-epochs=3", "--preset=fast"])
     assert capsys.readouterr().out.splitlines() == ["--zeta=0.2 --precision=bf16 --preset=fast", "--precision=bf16 --preset=fast",
-                                                    "--cas-epochs=3 --preset=fast"]
+                                                    "--precision=bf16 --cas-epochs=3 --preset=fast"]
     for flags, message in ((["--stage1-lr=fast"], "--stage1-lr fast: not float"), (["--preset=slow"], "--preset slow"),
                            (["--augmentations=wrap"], "AUGMENTATION wrap"), (["--seed=3"], "--seed: no such flag")):
         with pytest.raises(InputError, match=message):
