@@ -55,7 +55,7 @@ class Stage1Config:
 
 PRESETS = {
     "thesis": {},
-    "fast": dict(stage1_steps=1000, stage1_lr=3e-3),
+    "fast": dict(stage1_steps=800, stage1_lr=3e-3),              # chosen on held-out train series: results/fast.md
     "toy": dict(stage1_steps=300, stage1_lr=3e-3, stage1_batch=64, projector_dim=1024),
 }
 METHODS = ("naive", "barlow", "vibcreg")
