@@ -272,6 +272,17 @@ def test_encoder_and_decoder_shapes(length, width, n, frames):
     assert ncvqvae.Decoder(n)(z, u.shape[3]).shape == u.shape
 
 
+@pytest.mark.parametrize("fields,message", [
+    (dict(method="nave"), "--method nave"), (dict(method="naive", augmentation="warp"), "naive takes none"),
+    (dict(method="barlow", augmentation="wrap"), "--augmentation wrap"), (dict(precision="half"), "--precision half"),
+    (dict(n_fft=6), "--n-fft 6: not a multiple of 4"),
+])
+def test_a_config_that_cannot_train_is_refused(tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        ncvqvae.train_stage1(tmp_path / "r", Stage1Config(**fields))
+    assert not (tmp_path / "r").exists()
+
+
 def tiny_quantizer(K=6, D=3):
     torch.manual_seed(0)
     return ncvqvae.VectorQuantizer(K, D).double()
