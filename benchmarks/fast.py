@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae, prior
 
 STAGE1 = [(400, 3e-3, 0), (800, 3e-3, 0), (800, 6e-3, 40)]       # steps, learning rate, steps of linear warm-up
-STAGE2 = [(400, 1e-3, 0), (400, 3e-3, 40)]
+STAGE2 = [(400, 1e-3, 0), (400, 3e-3, 40), (800, 1e-3, 0)]
 FCN_EPOCHS = (100, 300)
 MODELS = [("naive", "none"), ("vibcreg", "slice")]
 
