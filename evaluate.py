@@ -534,7 +534,8 @@ def tables(rows):
     for first in sorted({r["stage1_settings"] for r in complete}):
         chosen = [r for r in complete if r["stage1_settings"] == first]
         lines += [f"## Stage 1: {first or 'the schedule of the thesis'}", ""]
-        lines += [line for table in TABLES[:4] for line in one_table(*table, chosen, published)]
+        models = {tuple(r[k] for k in IDENTITY[:4]): r for r in chosen}.values()         # each stage-1 model once
+        lines += [line for table in TABLES[:4] for line in one_table(*table, models, published)]
         for later in sorted({r["later_settings"] for r in chosen} - {"none"}):
             lines += [f"## Stage 1: {first or 'the schedule of the thesis'}; then: {later or 'the schedule of the thesis'}", ""]
             lines += [line for table in TABLES[4:] for line in
@@ -573,6 +574,10 @@ def export(folders, out):
                 rows[tuple(row[k] for k in IDENTITY)] = row
     for row in find_runs(folders):
         rows[tuple(row[k] for k in IDENTITY)] = row
+        if row["later_settings"] != "none":                                # a run that had stopped after stage 1 went on
+            stopped = rows.pop((*(row[k] for k in IDENTITY[:-1]), "none"), None)
+            if stopped:
+                (out / "logs" / log_name(stopped)).unlink(missing_ok=True)
     for path in sorted({p for folder in folders for p in Path(folder).rglob("metrics.json")}):
         for row in find_runs([path.parent]):
             export_log(path.parent, out / "logs" / log_name(row))

@@ -689,6 +689,11 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path):
     fake_run(tmp_path / "runs", 1, recon=0.4)
     evaluate.export([tmp_path / "runs"], out)
     assert "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
+    fake_run(tmp_path / "runs", 2, recon=0.7)                                # went on to stage 2: one row, one log
+    evaluate.export([tmp_path / "runs"], out)
+    with open(out / "runs.csv", newline="") as file:
+        assert [r["later_settings"] for r in csv.DictReader(file)] == ["cas_epochs=100"] * 3
+    assert len(list((out / "logs").iterdir())) == 3 and "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
 
 
 def test_figures_of_a_collapsed_latent_space(tmp_path):
