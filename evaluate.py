@@ -479,10 +479,11 @@ COLUMNS = ("dataset", "method", "augmentation", "seed", *METRICS, "knn_train_mod
            "stage1_epochs", "stage1_steps", "stage2_epochs", "stage2_steps", "fcn_epochs", "cas_epochs", "precision",
            "stage1_settings", "later_settings", "device", "torch", "commit", "date")
 IDENTITY = ("dataset", "method", "augmentation", "seed", "stage1_settings", "later_settings")
+TEXT = ("dataset", "method", "augmentation", "precision", "stage1_settings", "later_settings", "device", "torch", "commit", "date")
 
 
 def find_runs(folders):
-    """A row per finished run below the folders: a dict of COLUMNS, None where a run has no such value."""
+    """A row per finished run below the folders: a dict of COLUMNS, None where a run has no such value, and run_dir."""
     rows = []
     for path in sorted({p for folder in folders for p in Path(folder).rglob("metrics.json")}):
         config = read_json(path.parent / "config.json")
@@ -491,7 +492,7 @@ def find_runs(folders):
         s1, full = config["stage1"], config["evaluate"]["stages"] == 2
         s2, ev = (config["stage2"], config["evaluate"]) if full else ({}, {})
         start = next((r for r in read_log(path.parent) if r.get("event") == "start"), {})
-        row = dict.fromkeys(COLUMNS) | read_json(path) | read_json(path.parent / "probe.json")
+        row = dict.fromkeys(COLUMNS) | dict(run_dir=path.parent) | read_json(path) | read_json(path.parent / "probe.json")
         row |= {k: s1[k] for k in ("method", "augmentation", "seed", "precision")} | dict(
             dataset=Path(s1["dataset"]).stem, fcn_epochs=ev.get("fcn_epochs"), cas_epochs=ev.get("cas_epochs"),
             stage1_settings=settings(s1, Stage1Config), date=start.get("time", "")[:10],
@@ -570,7 +571,7 @@ def export(folders, out):
     if (out / "runs.csv").exists():
         with open(out / "runs.csv", newline="") as file:
             for r in csv.DictReader(file):
-                row = {k: from_cell(v) for k, v in r.items()} | {k: r[k] for k in ("stage1_settings", "later_settings")}
+                row = {k: v if k in TEXT else from_cell(v) for k, v in r.items()}
                 rows[tuple(row[k] for k in IDENTITY)] = row
     for row in find_runs(folders):
         rows[tuple(row[k] for k in IDENTITY)] = row
@@ -578,9 +579,7 @@ def export(folders, out):
             stopped = rows.pop((*(row[k] for k in IDENTITY[:-1]), "none"), None)
             if stopped:
                 (out / "logs" / log_name(stopped)).unlink(missing_ok=True)
-    for path in sorted({p for folder in folders for p in Path(folder).rglob("metrics.json")}):
-        for row in find_runs([path.parent]):
-            export_log(path.parent, out / "logs" / log_name(row))
+        export_log(row["run_dir"], out / "logs" / log_name(row))
     ordered = sorted(rows.values(), key=lambda r: [str(r[k]) for k in IDENTITY])
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -592,11 +591,10 @@ def export(folders, out):
 
 
 def from_cell(text):
-    """A cell of runs.csv: None, True or False, a number, or text."""
+    """A cell of runs.csv that is not TEXT: None, True or False, an int or a float."""
     if text in ("", "True", "False"):
         return {"": None, "True": True, "False": False}[text]
-    value = parse_label(text)
-    return float(text) if isinstance(value, int) and not text.lstrip("-").isdigit() else value
+    return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 def log_name(row):

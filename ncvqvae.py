@@ -18,9 +18,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import (AUGMENTATIONS, Batches, InputError, Log, Recorded, Resume, adamw, add_flags, augment, check_precision, check_same,
-                  cosine, hold, load_checkpoint, load_dataset, make_config, pick_device, plain, read_json, run_command, set_lr,
-                  write_atomic, write_json)
+from data import (AUGMENTATIONS, Batches, InputError, Log, Recorded, Resume, adamw, add_flags, augment, check_precision,
+                  check_same, cosine, hold, load_checkpoint, load_dataset, make_config, pick_device, plain, read_json,
+                  run_command, set_lr, write_atomic, write_json)
 
 
 @dataclass

@@ -20,8 +20,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import (Batches, InputError, Log, Recorded, Resume, adamw, add_flags, check_precision, check_same, cosine,
-                  hold, load_checkpoint, load_dataset, make_config, parse_label, pick_device, plain, read_json, run_command, set_lr, write_atomic,
-                  write_json)
+                  hold, load_checkpoint, load_dataset, make_config, parse_label, pick_device, plain, read_json,
+                  run_command, set_lr, write_atomic, write_json)
 from ncvqvae import load_stage1
 
 

@@ -3,7 +3,7 @@
 In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.1.1), losses (§3.3), prior (§3.2, §4.1.2),
 metrics (§2.7), then whole runs. An oracle is a slow transcription of the equation, in loops and float64, written here.
 """
-import dataclasses, json, math, os, random, re, signal, subprocess, sys, time
+import contextlib, dataclasses, json, math, os, random, re, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -696,6 +696,11 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path):
     assert len(list((out / "logs").iterdir())) == 3 and "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
 
 
+def test_cells_of_runs_csv():
+    for value in (None, True, False, 3, -3, 0.25, 1e-30, math.inf):          # nn_ratio may be infinite
+        assert evaluate.from_cell("" if value is None else str(value)) == value
+
+
 def test_figures_of_a_collapsed_latent_space(tmp_path):
     x = draw(12, 20, dtype=torch.float32)
     own = data.Dataset("own", x, torch.arange(12) % 2, x, torch.arange(12) % 2, 0.0, 1.0, [0, 1], True, "")
@@ -814,7 +819,6 @@ def test_flags_are_routed_to_the_stage_that_owns_them(capsys):
 class FakeCuda:
     """Stands in for torch.cuda: a recording runs the function and replay() runs it again on the recorded tensors."""
     def __init__(self, monkeypatch, fails=False):
-        import contextlib
         self.replays, self.recording, outer = 0, None, self
 
         class Graph:
@@ -926,10 +930,10 @@ runpy.run_path(os.path.join(sys.path[0], sys.argv[0]), run_name="__main__")
 """
 
 
-def drive(moment, command, cwd):
+def drive(moment, command, cwd, timeout=None):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu", "OUT": str(cwd)}
     return subprocess.run([sys.executable, "-c", DRIVER, str(HERE), str(moment), *command], cwd=cwd, env=env,
-                          capture_output=True, text=True)
+                          capture_output=True, text=True, timeout=timeout)           # on time out: kill -9
 
 
 def stages(folder):
@@ -961,6 +965,15 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
+def assert_ends_as(uninterrupted, folder):
+    ours, theirs = outcome(folder), outcome(uninterrupted)
+    assert all(torch.equal(v, theirs[0][k]) for k, v in ours[0].items()) and ours[1] == theirs[1]
+    assert np.array_equal(ours[2], theirs[2])
+    steps = [s for s in ours[3] if s]
+    assert sorted(steps) == sorted(s for s in theirs[3] if s)                # no step is logged twice
+    assert not list(folder.rglob("*.resume.pt"))
+
+
 @pytest.mark.parametrize("moments", [(5, 6, 12), *(pytest.param(m, marks=pytest.mark.slow) for m in (
     (1, 1, 1), (2, 3, 2), (3, 4, 5), (8, 8, 9), (9, 9, 15)))])
 def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, moments):
@@ -969,31 +982,20 @@ def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninte
         assert drive(moment, command, tmp_path).returncode == -9
         done = drive(0, command, tmp_path)
         assert done.returncode == 0, done.stderr
-    ours, theirs = outcome(tmp_path), outcome(uninterrupted)
-    assert all(torch.equal(v, theirs[0][k]) for k, v in ours[0].items()) and ours[1] == theirs[1]
-    assert np.array_equal(ours[2], theirs[2])
-    steps = [s for s in ours[3] if s]
-    assert sorted(steps) == sorted(s for s in theirs[3] if s)                # no step is logged twice
-    assert not list(tmp_path.rglob("*.resume.pt"))
+    assert_ends_as(uninterrupted, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_at_random_times_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, seed):
     own_data(tmp_path)
-    env, chance = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu", "OUT": str(tmp_path)}, random.Random(seed)
+    chance = random.Random(seed)
     for command in stages(tmp_path):
-        whole = subprocess.Popen([sys.executable, "-c", DRIVER, str(HERE), "0", *command], cwd=tmp_path, env=env)
-        try:
-            whole.wait(timeout=chance.uniform(1.5, 8))                       # imports, training, or after the end
-        except subprocess.TimeoutExpired:
-            whole.send_signal(signal.SIGKILL)
-            whole.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):                 # it may have ended before
+            drive(0, command, tmp_path, timeout=chance.uniform(1.5, 8))
         done = drive(0, command, tmp_path)
         assert done.returncode == 0, done.stderr
-    ours, theirs = outcome(tmp_path), outcome(uninterrupted)
-    assert all(torch.equal(v, theirs[0][k]) for k, v in ours[0].items()) and ours[1] == theirs[1]
-    assert np.array_equal(ours[2], theirs[2])
+    assert_ends_as(uninterrupted, tmp_path)
 
 
 def test_a_full_disk_leaves_the_last_good_file(tmp_path):

@@ -1,6 +1,6 @@
 """How long a step takes, where its time goes, and how far it is from what the machine can do.
 
-    python benchmarks/speed.py > results/speed.md       # Markdown, a dated line in results/speed.jsonl; 40 minutes on 2 CPU cores
+    python benchmarks/speed.py > results/speed.md       # Markdown, a dated line in results/speed.jsonl; 30 minutes on 2 CPU cores
     python benchmarks/speed.py --quick                  # the comparison with textbook PyTorch and the losses alone; 7 minutes
 
 Each configuration runs in a process of its own (its peak memory is its own), times are medians of 20 steps after 3, and what
