@@ -75,7 +75,7 @@ def parse_label(text):
         value = float(text)
     except ValueError:
         return str(text)
-    return int(value) if value == int(value) else value if math.isfinite(value) else str(text)
+    return int(value) if value.is_integer() else value if math.isfinite(value) else str(text)
 
 
 def read_split(path):
@@ -177,9 +177,8 @@ def load_dataset(name, root="datasets", download=True):
     if str(name) == "toy":
         x_train, y_train = two_patterns(1000, 128, seed=0, noise=TOY_NOISE)
         x_test, y_test = two_patterns(1000, 128, seed=1, noise=TOY_NOISE)
-        labels = [[str(v) for v in y.tolist()] for y in (y_train, y_test)]
         x_train, x_test, files = x_train.double().numpy(), x_test.double().numpy(), ["toy", "toy"]
-        y_train, y_test = labels
+        y_train, y_test = ([str(v) for v in y.tolist()] for y in (y_train, y_test))
     elif str(name).endswith(".npz"):
         x_train, y_train, x_test, y_test = _read_npz(name)
         files = [f"{name}, X_train", f"{name}, X_test"]
@@ -205,6 +204,10 @@ def load_dataset(name, root="datasets", download=True):
 
     classes = []
     if y_train is not None:
+        for labels, file in ((y_train, files[0]), (y_test, files[1])):
+            for row, label in enumerate(labels, 1):
+                if str(label).strip().lower() in ("", "nan"):
+                    raise InputError(f"{name}: {file}, series {row} has the label {str(label)!r}; give it one or remove it")
         y_train, y_test = ([parse_label(v) for v in y] for y in (y_train, y_test))
         if any(isinstance(v, str) for v in y_train + y_test):              # a mixture of numbers and words is words
             y_train, y_test = ([str(v) for v in y] for y in (y_train, y_test))

@@ -114,6 +114,7 @@ def test_own_data_with_words_for_labels_and_without_labels(tmp_path):
     y = np.array(["b", "a", "c"] * 2)
     d = data.load_dataset(npz(tmp_path / "own.npz", X_train=x, y_train=y, X_test=x, y_test=y))
     assert (d.name, d.length, d.classes, d.y_train.tolist()) == ("own", 31, ["a", "b", "c"], [1, 0, 2] * 2)
+    assert data.parse_label("inf") == "inf" and data.parse_label("1.0000000e+00") == data.parse_label("1") == 1
     d = data.load_dataset(npz(tmp_path / "bare.npz", X_train=x[:, 0], X_test=x[:, 0]))
     assert d.y_train is None and d.classes == []
     np.testing.assert_allclose(prior.to_original_units(d.x_test, d.info()), x, rtol=1e-6)
@@ -123,6 +124,8 @@ def test_own_data_with_words_for_labels_and_without_labels(tmp_path):
     (dict(X_train=np.ones((3, 2, 9)), X_test=np.ones((3, 2, 9))), "2 channels .* univariate"),
     (dict(X_train=np.ones((3, 9))), "needs X_train and X_test"),
     (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=np.ones(3)), "only one of y_train, y_test"),
+    (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=[1, 2, 1], y_test=[1, 2, np.nan]),
+     "X_test, series 3 has the label 'nan'; give it one"),
     (dict(X_train=np.full((3, 9), np.nan), X_test=np.ones((3, 9))), "X_train, row 1: holds NaN"),
     (dict(X_train=np.array([[1], [1, 2]], dtype=object), X_test=np.ones((3, 9))), "cannot be read as .npz"),
 ])
