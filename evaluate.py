@@ -567,12 +567,8 @@ def export(folders, out):
 
     A run that is there already (same IDENTITY) is replaced. Logs go to out/logs, gzipped, thinned to 200 lines, without paths.
     """
-    out, rows = Path(out), {}
-    if (out / "runs.csv").exists():
-        with open(out / "runs.csv", newline="") as file:
-            for r in csv.DictReader(file):
-                row = {k: v if k in TEXT else from_cell(v) for k, v in r.items()}
-                rows[tuple(row[k] for k in IDENTITY)] = row
+    out = Path(out)
+    rows = {tuple(row[k] for k in IDENTITY): row for row in read_runs(out / "runs.csv")}
     for row in find_runs(folders):
         rows[tuple(row[k] for k in IDENTITY)] = row
         if row["later_settings"] != "none":                                # a run that had stopped after stage 1 went on
@@ -588,6 +584,14 @@ def export(folders, out):
     write_atomic(out / "runs.csv", lambda file: file.write(text.getvalue().encode()))
     write_atomic(out / "TABLES.md", lambda file: file.write(("\n".join(tables(ordered)) + "\n").encode()))
     print(f"{out}: {len(rows)} runs")
+
+
+def read_runs(path):
+    """The rows of a runs.csv as find_runs makes them, without run_dir; [] where there is none."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="") as file:
+        return [{k: v if k in TEXT else from_cell(v) for k, v in r.items()} for r in csv.DictReader(file)]
 
 
 def from_cell(text):

@@ -1,0 +1,163 @@
+"""The README's results, made from results/runs.csv and results/published.csv.
+
+    python benchmarks/headline.py > results/headline.md
+    python benchmarks/headline.py latents FILE.png RUN_NAIVE RUN_NC         # t-SNE of z_q side by side (thesis Figures 6.4 to 6.6)
+"""
+import csv, os, statistics, sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data, evaluate, ncvqvae
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+NAIVE, *NC = evaluate.MODELS
+METRICS = ("recon", "knn", "svm", "fid", "is", "cas")
+# What the table of differences shows: our column, the published metric it stands beside.
+SHOWN = (("recon", "recon"), ("knn", "knn"), ("knn_train_mode", "knn"), ("svm", "svm"), ("svm_train_mode", "svm"),
+         ("fid", "fid"), ("is", "is"), ("cas", "cas"))
+NOISE = ("\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 times the pooled std of the published seeds, for n and m seeds. "
+         "FID and IS have no such mark: theirs hang on another classifier.")
+
+
+# What stands in a run's stage1_settings -> the schedule in words. Runs that changed anything else (ablations) are not the grid.
+SCHEDULES = {evaluate.settings(ncvqvae.PRESETS[preset] | {"precision": precision}, ncvqvae.Stage1Config): f"{preset}, {precision}"
+             for preset in ("thesis", "fast") for precision in ("float32", "bf16")}
+
+
+def grid():
+    """{(dataset, schedule): {(method, augmentation): {seed: run}}} of the runs on complete data."""
+    cells = {}
+    for row in evaluate.read_runs(RESULTS / "runs.csv"):
+        if row["complete_data"] and row["stage1_settings"] in SCHEDULES:
+            models = cells.setdefault((row["dataset"], SCHEDULES[row["stage1_settings"]]), {})
+            models.setdefault((row["method"], row["augmentation"]), {})[row["seed"]] = row
+    return dict(sorted(cells.items()))
+
+
+def published():
+    with open(RESULTS / "published.csv", newline="") as file:
+        return {(r["dataset"], r["method"], r["augmentation"], r["metric"]): r for r in csv.DictReader(file)}
+
+
+def mean(runs, key):
+    values = [r[key] for r in runs.values() if r[key] is not None]
+    return (statistics.mean(values), len(values)) if values else (None, 0)
+
+
+def headline(cells, theirs):
+    print("Naive → the best non-contrastive model by each metric's mean. FID and IS hang on the classifier: compare along a row.\n")
+    print("| dataset | whose | " + " | ".join(METRICS) + " |\n" + "|---" * (len(METRICS) + 2) + "|")
+    for (name, how), models in cells.items():
+        ours, thesis = [], []
+        for k in METRICS:
+            best = min if k in evaluate.LOWER_IS_BETTER else max
+            scores = {m: mean(runs, k) for m, runs in models.items() if mean(runs, k)[1]}
+            others = {m: s for m, s in scores.items() if m != NAIVE}
+            if NAIVE in scores and others:
+                model = best(others, key=lambda m: others[m][0])
+                ours.append(f"{scores[NAIVE][0]:.3f} → {others[model][0]:.3f}<br>{'-'.join(model)}, n {scores[NAIVE][1]}, {others[model][1]}")
+            else:
+                ours.append("")
+            model = best(NC, key=lambda m: float(theirs[name, *m, k]["mean"]))
+            thesis.append(f"{float(theirs[name, *NAIVE, k]['mean']):.3f} → {float(theirs[name, *model, k]['mean']):.3f}<br>{'-'.join(model)}")
+        count = len([m for m in models if m != NAIVE])
+        print(f"| {name} | ours: {how}, {count} of {len(NC)} models | " + " | ".join(ours) + " |")
+        print(f"| {name} | published, four seeds | " + " | ".join(thesis) + " |")
+    print()
+
+
+def differences(cells, theirs):
+    """NC minus naive, per dataset and model, and the means by augmentation. Returns nothing."""
+    print(f"Non-contrastive minus naive: ours [published]. {NOISE}\n")
+    header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k, _ in SHOWN)
+    print(f"| dataset | schedule | model | seeds |{header}\n" + "|---" * (4 + len(SHOWN)) + "|")
+    by_augmentation = {}
+    for (name, how), models in cells.items():
+        for model in (m for m in NC if m in models):
+            line = []
+            for key, metric in SHOWN:
+                (ours, n), (base, m) = mean(models[model], key), mean(models[NAIVE], key)
+                thesis, thesis_base = (float(theirs[name, *who, metric]["mean"]) for who in (model, NAIVE))
+                pooled = evaluate.pooled_std(theirs, name, metric)
+                text = f"[{thesis - thesis_base:+.3f}{star(thesis - thesis_base, 4, 4, pooled, metric)}]"
+                if n and m:
+                    text = f"{ours - base:+.3f}{star(ours - base, n, m, pooled, metric)} {text}"
+                    by_augmentation.setdefault((model[1], key), []).append((ours - base, thesis - thesis_base))
+                line.append(text)
+            print(f"| {name} | {how} | {'-'.join(model)} | {len(models[model])} | " + " | ".join(line) + " |")
+    print("\nThe same, mean over the rows above in which ours ran, by augmentation (rows in brackets behind):\n")
+    print(f"| augmentation |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
+    for augmentation in dict.fromkeys(a for _, a in NC):
+        line = []
+        for key, _ in SHOWN:
+            pairs = by_augmentation.get((augmentation, key), [])
+            line.append(f"{statistics.mean(o for o, _ in pairs):+.3f} [{statistics.mean(t for _, t in pairs):+.3f}] ({len(pairs)})"
+                        if pairs else "")
+        print(f"| {augmentation} | " + " | ".join(line) + " |")
+
+
+def beside(cells, theirs, one, other):
+    """Schedule `one`, `other` and their difference, a model and the seeds both have at a time."""
+    metrics, seconds = ("recon", "knn", "svm", "fid", "is", "cas"), ("seconds_stage1", "seconds_stage2")
+    print(f"| dataset | model | schedule | seeds | {' | '.join((*metrics, *seconds))} |\n" + "|---" * 12 + "|")
+    for name in dict.fromkeys(name for name, _ in cells):
+        both = [cells.get((name, how), {}) for how in (one, other)]
+        for model in (m for m in evaluate.MODELS if m in both[0] and m in both[1]):
+            seeds = both[0][model].keys() & both[1][model].keys()
+            a, b = ({s: side[model][s] for s in seeds} for side in both)
+            for how, runs in ((one, a), (other, b)) if seeds else ():
+                cell = [f"{mean(runs, k)[0]:.{3 if k in metrics else 0}f}" if mean(runs, k)[1] else "" for k in (*metrics, *seconds)]
+                print(f"| {name} | {'-'.join(model)} | {how} | {', '.join(map(str, sorted(seeds)))} | " + " | ".join(cell) + " |")
+            cell = []
+            for k in metrics:
+                (x, n), (y, m) = mean(a, k), mean(b, k)
+                cell.append(f"{y - x:+.3f}{star(y - x, n, m, evaluate.pooled_std(theirs, name, k), k)}" if n and m else "")
+            for k in seconds:
+                x, y = mean(a, k)[0], mean(b, k)[0]
+                cell.append(f"{x / y:.1f} times faster" if x and y else "")
+            if seeds:
+                print(f"| {name} | {'-'.join(model)} | difference | | " + " | ".join(cell) + " |")
+    print()
+
+
+def star(difference, n, m, pooled, metric):
+    return "*" if metric not in ("fid", "is") and abs(difference) > 2.084 * (1 / n + 1 / m) ** 0.5 * pooled else ""
+
+
+def latents(out, run_dirs):
+    """t-SNE of the test split's pooled z_q by class, a panel per run."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from sklearn.manifold import TSNE
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "savefig.dpi": 130})
+    figure, axes = plt.subplots(1, len(run_dirs), figsize=(4.6 * len(run_dirs) + 1, 4.2))
+    for axis, run_dir in zip(axes, run_dirs):
+        model, first = evaluate.load_stage1(run_dir)
+        config = first["config"]
+        dataset = data.load_dataset(config["dataset"], os.environ.get("UCR_DIR", "datasets"))
+        chosen = np.random.default_rng(0).permutation(len(dataset.x_test))[:1000]
+        z, y = evaluate.encode_split(model, dataset.x_test)["pooled"].numpy()[chosen], dataset.y_test.numpy()[chosen]
+        points = TSNE(perplexity=min(30, (len(z) - 1) / 3), init="pca", random_state=0).fit_transform(z)
+        evaluate.scatter_classes(axis, points, y, dataset.classes)
+        axis.set(title=f"{dataset.name}, {config['method']}-{config['augmentation']}", xlabel="t-SNE 1", ylabel="t-SNE 2")
+    if len(dataset.classes) <= 12:
+        axes[-1].legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
+    figure.tight_layout()
+    figure.savefig(out)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["latents"]:
+        latents(sys.argv[2], sys.argv[3:])
+    else:
+        cells, theirs = grid(), published()
+        compared = {k: models for k, models in cells.items() if NAIVE in models and len(models) > 1}
+        print("# Naive against non-contrastive\n")
+        headline(compared, theirs)
+        differences(compared, theirs)
+        print(f"\n# The fast preset against the thesis' schedule\n\n{NOISE}\n")
+        beside(cells, theirs, "thesis, bf16", "fast, bf16")
+        print(f"# bf16 against float32\n\n{NOISE}\n")
+        beside(cells, theirs, "thesis, float32", "thesis, bf16")
