@@ -53,7 +53,7 @@ class SampleConfig:
 
 PRESETS = {
     "thesis": {},
-    "fast": dict(stage2_steps=800, stage2_lr=1e-3),              # chosen on held-out train series: results/fast.md
+    "fast": dict(stage2_steps=800, stage2_lr=1e-3),              # best held-out loss on two of three sets: results/fast.md
     "toy": dict(stage2_steps=800, stage2_lr=2e-3, stage2_batch=64, prior_hidden=128),
 }
 
