@@ -58,8 +58,8 @@ def headline(cells, theirs):
                 ours.append(f"{scores[NAIVE][0]:.3f} → {others[model][0]:.3f}<br>{'-'.join(model)}, n {scores[NAIVE][1]}, {others[model][1]}")
             else:
                 ours.append("")
-            model = best(NC, key=lambda m: float(theirs[name, *m, k]["mean"]))
-            thesis.append(f"{float(theirs[name, *NAIVE, k]['mean']):.3f} → {float(theirs[name, *model, k]['mean']):.3f}<br>{'-'.join(model)}")
+            model = best(NC, key=lambda m: float(theirs[(name, *m, k)]["mean"]))
+            thesis.append(f"{float(theirs[(name, *NAIVE, k)]['mean']):.3f} → {float(theirs[(name, *model, k)]['mean']):.3f}<br>{'-'.join(model)}")
         count = len([m for m in models if m != NAIVE])
         print(f"| {name} | ours: {how}, {count} of {len(NC)} models | " + " | ".join(ours) + " |")
         print(f"| {name} | published, four seeds | " + " | ".join(thesis) + " |")
@@ -77,7 +77,7 @@ def differences(cells, theirs):
             line = []
             for key, metric in SHOWN:
                 (ours, n), (base, m) = mean(models[model], key), mean(models[NAIVE], key)
-                thesis, thesis_base = (float(theirs[name, *who, metric]["mean"]) for who in (model, NAIVE))
+                thesis, thesis_base = (float(theirs[(name, *who, metric)]["mean"]) for who in (model, NAIVE))
                 pooled = evaluate.pooled_std(theirs, name, metric)
                 text = f"[{thesis - thesis_base:+.3f}{star(thesis - thesis_base, 4, 4, pooled, metric)}]"
                 if n and m:
