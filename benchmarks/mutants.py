@@ -21,6 +21,7 @@ MUTANTS = [  # file, what stands there, the mistake
     ("data.py", "x.shape[1] < MIN_LENGTH", "x.shape[1] < MIN_LENGTH - 1"),
     ("data.py", "if len(line) > MAX_LINE:", "if len(line) > 100 * MAX_LINE:"),
     ("data.py", "if len(classes) < 2:", "if len(classes) < 1:"),
+    ("data.py", 'lower() in ("", "nan")', 'lower() in ("",)'),
     ("data.py", "                complete = False\n", "                pass\n"),
     ("data.py", "y[i] // 2), (begin2, end2, y[i] % 2)", "y[i] % 2), (begin2, end2, y[i] // 2)"),
     ("data.py", "if reply.status != 200 or not body:", "if reply.status >= 400:"),
