@@ -114,7 +114,7 @@ def beside(cells, theirs, one, other):
                 cell.append(f"{y - x:+.3f}{star(y - x, n, m, evaluate.pooled_std(theirs, name, k), k)}" if n and m else "")
             for k in seconds:
                 x, y = mean(a, k)[0], mean(b, k)[0]
-                cell.append(f"{x / y:.1f} times faster" if x and y else "")
+                cell.append(f"{x / y:.2f} times as fast" if x and y else "")
             if seeds:
                 print(f"| {name} | {'-'.join(model)} | difference | | " + " | ".join(cell) + " |")
     print()
