@@ -1,9 +1,9 @@
 """The README's results, made from results/runs.csv and results/published.csv.
 
-    python benchmarks/headline.py > results/headline.md
+    python benchmarks/headline.py              # writes results/headline.md and the README's table between its two markers
     python benchmarks/headline.py latents FILE.png RUN_NAIVE RUN_NC         # t-SNE of z_q side by side (thesis Figures 6.4 to 6.6)
 """
-import csv, os, statistics, sys
+import contextlib, csv, io, os, re, statistics, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -44,6 +44,25 @@ def mean(runs, key):
     return (statistics.mean(values), len(values)) if values else (None, 0)
 
 
+def report(cells, theirs):
+    """Print everything; returns the first table for the README."""
+    compared = {k: models for k, models in cells.items() if NAIVE in models and len(models) > 1}
+    def weight(key):                                                           # most models, then the thesis' schedule, then runs
+        return len(compared[key]), key[1].startswith("thesis"), sum(map(len, compared[key].values()))
+    compared = {k: models for k, models in compared.items()                    # a dataset once
+                if k == max((other for other in compared if other[0] == k[0]), key=weight)}
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        headline(compared, theirs)
+    print(f"# Naive against non-contrastive\n\n{table.getvalue()}")
+    differences(compared, theirs)
+    for title, *pair in (("The fast preset against the thesis' schedule", "thesis, bf16", "fast, bf16"),
+                         ("bf16 against float32", "thesis, float32", "thesis, bf16")):
+        print(f"\n# {title}\n\n{NOISE}\n")
+        beside(cells, theirs, *pair)
+    return table.getvalue()
+
+
 def headline(cells, theirs):
     print("Naive → the best non-contrastive model by each metric's mean. FID and IS hang on the classifier: compare along a row.\n")
     print("| dataset | whose | " + " | ".join(METRICS) + " |\n" + "|---" * (len(METRICS) + 2) + "|")
@@ -63,7 +82,6 @@ def headline(cells, theirs):
         count = len([m for m in models if m != NAIVE])
         print(f"| {name} | ours: {how}, {count} of {len(NC)} models | " + " | ".join(ours) + " |")
         print(f"| {name} | published, four seeds | " + " | ".join(thesis) + " |")
-    print()
 
 
 def differences(cells, theirs):
@@ -117,7 +135,6 @@ def beside(cells, theirs, one, other):
                 cell.append(f"{x / y:.2f} times as fast" if x and y else "")
             if seeds:
                 print(f"| {name} | {'-'.join(model)} | difference | | " + " | ".join(cell) + " |")
-    print()
 
 
 def star(difference, n, m, pooled, metric):
@@ -152,15 +169,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["latents"]:
         latents(sys.argv[2], sys.argv[3:])
     else:
-        cells, theirs = grid(), published()
-        compared = {k: models for k, models in cells.items() if NAIVE in models and len(models) > 1}
-        runs = {k: sum(map(len, models.values())) for k, models in compared.items()}
-        compared = {k: models for k, models in compared.items()                # a dataset once: the schedule with most runs
-                    if k == max((other for other in compared if other[0] == k[0]), key=runs.get)}
-        print("# Naive against non-contrastive\n")
-        headline(compared, theirs)
-        differences(compared, theirs)
-        print(f"\n# The fast preset against the thesis' schedule\n\n{NOISE}\n")
-        beside(cells, theirs, "thesis, bf16", "fast, bf16")
-        print(f"# bf16 against float32\n\n{NOISE}\n")
-        beside(cells, theirs, "thesis, float32", "thesis, bf16")
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            table = report(grid(), published())
+        data.write_atomic(RESULTS / "headline.md", lambda file: file.write(text.getvalue().encode()))
+        readme = RESULTS.parent / "README.md"
+        before, _, after = re.split(r"(?<=<!-- headline -->\n)(.*?)(?=<!-- end -->)", readme.read_text(), flags=re.S)
+        data.write_atomic(readme, lambda file: file.write((before + table + after).encode()))
