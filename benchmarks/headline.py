@@ -15,8 +15,8 @@ METRICS = ("recon", "knn", "svm", "fid", "is", "cas")
 # What the table of differences shows: our column, the published metric it stands beside.
 SHOWN = (("recon", "recon"), ("knn", "knn"), ("knn_train_mode", "knn"), ("svm", "svm"), ("svm_train_mode", "svm"),
          ("fid", "fid"), ("is", "is"), ("cas", "cas"))
-NOISE = ("\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 times the pooled std of the published seeds, for n and m seeds. "
-         "FID and IS have no such mark: theirs hang on another classifier.")
+NOISE = ("\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n and m seeds, the std being the pooled one of the "
+         "published seeds; for our FID and IS, which hang on our classifier, that of our own seeds.")
 
 
 # What stands in a run's stage1_settings -> the schedule in words. Runs that changed anything else (ablations) are not the grid.
@@ -49,13 +49,13 @@ def report(cells, theirs):
     compared = {k: models for k, models in cells.items() if NAIVE in models and len(models) > 1}
     def weight(key):                                                           # most models, then the thesis' schedule, then runs
         return len(compared[key]), key[1].startswith("thesis"), sum(map(len, compared[key].values()))
-    compared = {k: models for k, models in compared.items()                    # a dataset once
+    compared = {k: models for k, models in compared.items()                    # each dataset once
                 if k == max((other for other in compared if other[0] == k[0]), key=weight)}
     table = io.StringIO()
     with contextlib.redirect_stdout(table):
         headline(compared, theirs)
     print(f"# Naive against non-contrastive\n\n{table.getvalue()}")
-    differences(compared, theirs)
+    differences(compared, cells, theirs)
     for title, *pair in (("The fast preset against the thesis' schedule", "thesis, bf16", "fast, bf16"),
                          ("bf16 against float32", "thesis, float32", "thesis, bf16")):
         print(f"\n# {title}\n\n{NOISE}\n")
@@ -84,22 +84,21 @@ def headline(cells, theirs):
         print(f"| {name} | published, four seeds | " + " | ".join(thesis) + " |")
 
 
-def differences(cells, theirs):
+def differences(compared, cells, theirs):
     """NC minus naive, per dataset and model, and the means by augmentation. Returns nothing."""
     print(f"Non-contrastive minus naive: ours [published]. {NOISE}\n")
     header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k, _ in SHOWN)
     print(f"| dataset | schedule | model | seeds |{header}\n" + "|---" * (4 + len(SHOWN)) + "|")
     by_augmentation = {}
-    for (name, how), models in cells.items():
+    for (name, how), models in compared.items():
         for model in (m for m in NC if m in models):
             line = []
             for key, metric in SHOWN:
                 (ours, n), (base, m) = mean(models[model], key), mean(models[NAIVE], key)
                 thesis, thesis_base = (float(theirs[(name, *who, metric)]["mean"]) for who in (model, NAIVE))
-                pooled = evaluate.pooled_std(theirs, name, metric)
-                text = f"[{thesis - thesis_base:+.3f}{star(thesis - thesis_base, 4, 4, pooled, metric)}]"
+                text = f"[{thesis - thesis_base:+.3f}{star(thesis - thesis_base, 4, 4, evaluate.pooled_std(theirs, name, metric))}]"
                 if n and m:
-                    text = f"{ours - base:+.3f}{star(ours - base, n, m, pooled, metric)} {text}"
+                    text = f"{ours - base:+.3f}{star(ours - base, n, m, noise(cells, theirs, name, metric))} {text}"
                     by_augmentation.setdefault((model[1], key), []).append((ours - base, thesis - thesis_base))
                 line.append(text)
             print(f"| {name} | {how} | {'-'.join(model)} | {len(models[model])} | " + " | ".join(line) + " |")
@@ -129,7 +128,7 @@ def beside(cells, theirs, one, other):
             cell = []
             for k in metrics:
                 (x, n), (y, m) = mean(a, k), mean(b, k)
-                cell.append(f"{y - x:+.3f}{star(y - x, n, m, evaluate.pooled_std(theirs, name, k), k)}" if n and m else "")
+                cell.append(f"{y - x:+.3f}{star(y - x, n, m, noise(cells, theirs, name, k))}" if n and m else "")
             for k in seconds:
                 x, y = mean(a, k)[0], mean(b, k)[0]
                 cell.append(f"{x / y:.2f} times as fast" if x and y else "")
@@ -137,8 +136,18 @@ def beside(cells, theirs, one, other):
                 print(f"| {name} | {'-'.join(model)} | difference | | " + " | ".join(cell) + " |")
 
 
-def star(difference, n, m, pooled, metric):
-    return "*" if metric not in ("fid", "is") and abs(difference) > 2.084 * (1 / n + 1 / m) ** 0.5 * pooled else ""
+def noise(cells, theirs, name, metric):
+    """Std over seeds: the published models' pooled one; FID and IS hang on the classifier, so there ours. None: unknown."""
+    if metric not in ("fid", "is"):
+        return evaluate.pooled_std(theirs, name, metric)
+    groups = [[r[metric] for r in runs.values() if r[metric] is not None]
+              for (dataset, _), models in cells.items() if dataset == name for runs in models.values()]
+    variances = [statistics.variance(values) for values in groups if len(values) > 1]
+    return statistics.mean(variances) ** 0.5 if variances else None
+
+
+def star(difference, n, m, std):
+    return "*" if std is not None and abs(difference) > 2.084 * (1 / n + 1 / m) ** 0.5 * std else ""
 
 
 def latents(out, run_dirs):
