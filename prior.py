@@ -267,17 +267,22 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
                      mask=None):
     """MaskGIT decoding: fill the masked tokens over `steps` passes. labels int64 (B,) -> tokens int64 (B, N). §3.2.2.
 
-    Starts all masked, or from tokens (B, N) with mask (B, N), True = to be filled; known tokens never change.
+    Starts all masked, or from tokens (B, N) with mask (B, N), True = to be filled; known tokens never change. An all-masked
+    start runs its first pass on one row per class.
     After pass t the floor(cos(pi (t+1) / 2T) M) least confident of the M tokens to be filled are masked again (eq. 3.6);
     confidence is log p + choice_temperature (1 - (t+1)/T) Gumbel noise.
     """
-    B, device = len(labels), labels.device
-    if tokens is None:
-        tokens = torch.zeros(B, prior.n_tokens, dtype=torch.int64, device=device)
+    device, fresh = labels.device, tokens is None
+    if fresh:
+        tokens = torch.zeros(len(labels), prior.n_tokens, dtype=torch.int64, device=device)
         mask = torch.ones_like(tokens, dtype=torch.bool)
+        classes, row = labels.unique(return_inverse=True)
     to_fill = mask.sum(1, keepdim=True)                                                       # (B, 1) M
     for t in range(steps):
-        logits = guided_logits(prior, tokens, mask, labels, guidance)                         # (B, N, K)
+        if fresh and t == 0:                                     # all masked: the class alone decides, so one row for each
+            logits = guided_logits(prior, tokens[:len(classes)], mask[:len(classes)], classes, guidance)[row]
+        else:
+            logits = guided_logits(prior, tokens, mask, labels, guidance)                     # (B, N, K)
         log_p = logits.log_softmax(-1)
         drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).view_as(tokens)
         tokens = torch.where(mask, drawn, tokens)

@@ -515,7 +515,7 @@ class Recorder(torch.nn.Module):
 @pytest.mark.parametrize("N,T,B", [(12, 10, 3), (3, 10, 1), (75, 10, 2), (40, 1, 2)])
 def test_decoding_follows_the_schedule_and_never_changes_what_it_knows(N, T, B):
     p = Recorder(N=N)
-    out = prior.iterative_decode(p, torch.zeros(B, dtype=torch.int64), generator(), steps=T)
+    out = prior.iterative_decode(p, torch.arange(B), generator(), steps=T)
     assert len(p.calls) == T and out.shape == (B, N)
     for t in range(1, T):
         (before, mask_before, _), (tokens, mask, _) = p.calls[t - 1], p.calls[t]
@@ -529,6 +529,17 @@ def test_decoding_fills_in_around_known_tokens():
     mask = prior.mask_tokens(known, generator(1))
     out = prior.iterative_decode(Recorder(), torch.zeros(4, dtype=torch.int64), generator(), 10, 4.0, 1.0, known, mask)
     assert torch.equal(out[~mask], known[~mask])
+
+
+def test_a_fresh_start_runs_its_first_pass_once_per_class():
+    p, labels = tiny_prior(), torch.tensor([2, 0, 3, 0, 2, 2])                # 3: no class
+    nothing = torch.zeros(6, p.n_tokens, dtype=torch.int64)
+    slow = prior.iterative_decode(p, labels, generator(), 4, 4.0, 1.5, nothing, torch.ones_like(nothing, dtype=torch.bool))
+    sizes = []
+    handle = p.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    assert torch.equal(prior.iterative_decode(p, labels, generator(), 4, 4.0, 1.5), slow)
+    handle.remove()
+    assert sizes == [6, 12, 12, 12]                                           # 3 classes, then 6 series; two logits each
 
 
 def test_without_noise_the_least_confident_are_masked_again():

@@ -71,6 +71,7 @@ MUTANTS = [  # file, what stands there, the mistake
     ("prior.py", "torch.where(mask[..., None], self.mask_vector, self.embedding(tokens))",
      "torch.where(mask[..., None], self.mask_vector + 0.1 * self.embedding(tokens), self.embedding(tokens))"),
     ("prior.py", "self.embedding.weight.data.copy_(codebook)", "pass"),
+    ("prior.py", "classes, guidance)[row]", "classes, guidance)[row.sort()[0]]"),
     ("prior.py", "unconditional + guidance * (conditional - unconditional)", "conditional + guidance * (conditional - unconditional)"),
     ("prior.py", "tokens = torch.where(mask, drawn, tokens)", "tokens = drawn"),
     ("prior.py", "confidence.masked_fill(~mask, math.inf)", "confidence.masked_fill(~mask, 0)"),
