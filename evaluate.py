@@ -394,10 +394,8 @@ def draw_figures(run_dir, dataset, test, generated, conditional, labels):
     chosen = np.random.default_rng(0).permutation(len(dataset.x_test))[:1000]
     z = test["pooled"].numpy()[chosen]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
-    start = "pca" if np.ptp(z, axis=0).max() > 0 else "random"           # all alike: PCA has no direction to start from
-    tsne = TSNE(perplexity=min(30, (len(z) - 1) / 3), init=start, random_state=0)
     for axis, name, points in ((axes[0], "PCA", PCA(2, random_state=0).fit_transform(z)),
-                               (axes[1], "t-SNE", tsne.fit_transform(z))):
+                               (axes[1], "t-SNE", tsne(z))):
         scatter_classes(axis, points, None if dataset.y_test is None else dataset.y_test.numpy()[chosen], dataset.classes)
         axis.set(title=f"{name} of z_q, {len(z)} test series", xlabel=f"{name} 1", ylabel=f"{name} 2")
     if 0 < len(dataset.classes) <= 12:
@@ -446,6 +444,12 @@ def draw_figures(run_dir, dataset, test, generated, conditional, labels):
     axis.set(xlabel="PCA 1", ylabel="PCA 2", title=f"Real and generated series: {title}")
     axis.legend(frameon=False, markerscale=2)
     save(figure, "generated_pca.png")
+
+
+def tsne(z):
+    """t-SNE of z (n, D), NumPy -> (n, 2)."""
+    start = "pca" if np.ptp(z, axis=0).max() > 0 else "random"           # all alike: PCA has no direction to start from
+    return TSNE(perplexity=min(30, (len(z) - 1) / 3), init=start, random_state=0).fit_transform(z)
 
 
 def scatter_classes(axis, points, y, classes):
@@ -527,8 +531,7 @@ def tables(rows):
 
     Runs of different schedules never share a table: stage 1's settings part all of them, the later ones 6.5 to 6.7.
     """
-    with open(Path(__file__).parent / "results" / "published.csv", newline="") as file:
-        published = {(r["dataset"], r["method"], r["augmentation"], r["metric"]): r for r in csv.DictReader(file)}
+    published = read_published()
     complete = [r for r in rows if r["complete_data"]]
     lines = ["Ours: mean ± std over n seeds, or the best of n. [Published: four seeds, train-mode probes (ledger 12), another FCN "
              "(ledger 15).] Within noise: under 2.33 pooled stds of the published seeds for one seed of ours, 1.47 for four.", ""]
@@ -622,20 +625,30 @@ def export_log(run_dir, path):
     write_atomic(path, lambda file: file.write(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)))
 
 
+def read_published():
+    """results/published.csv as {(dataset, method, augmentation, metric): row}."""
+    with open(Path(__file__).parent / "results" / "published.csv", newline="") as file:
+        return {(r["dataset"], r["method"], r["augmentation"], r["metric"]): r for r in csv.DictReader(file)}
+
+
 def pooled_std(published, name, metric):
     """Root mean square of the published models' std over seeds on a dataset; None where nothing is published."""
     stds = [float(r["std"]) for (d, _, _, m), r in published.items() if (d, m) == (name, metric)]
     return math.sqrt(statistics.mean(s * s for s in stds)) if stds else None
 
 
-def agreement(mean, n, metric, published, pooled):
-    """"within noise", "better" or "worse" than the published mean of four seeds.
+def beyond_noise(difference, n, m, std):
+    """Is a difference of means over n and m seeds more than seeds explain? It has std * sqrt(1/n + 1/m) as its own std.
 
-    The difference of a mean over n and one over 4 seeds has std pooled * sqrt(1/n + 1/4); 2.084 of those are 2.33 pooled
-    stds for one seed and 1.47 for four.
+    2.084 of those are 2.33 stds for one seed against four, and 1.47 for four against four.
     """
+    return abs(difference) > 2.084 * math.sqrt(1 / n + 1 / m) * std
+
+
+def agreement(mean, n, metric, published, pooled):
+    """"within noise", "better" or "worse" than the published mean of four seeds."""
     difference = mean - float(published["mean"])
-    if abs(difference) <= 2.084 * math.sqrt(1 / n + 1 / 4) * pooled:
+    if not beyond_noise(difference, n, 4, pooled):
         return "within noise"
     return "better" if (difference < 0) == (metric in LOWER_IS_BETTER) else "worse"
 

@@ -3,7 +3,7 @@
     python benchmarks/headline.py              # writes results/headline.md and the README's table between its two markers
     python benchmarks/headline.py latents FILE.png RUN_NAIVE RUN_NC         # t-SNE of z_q side by side (thesis Figures 6.4 to 6.6)
 """
-import contextlib, csv, io, os, re, statistics, sys
+import contextlib, io, os, re, statistics, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,11 +32,6 @@ def grid():
             models = cells.setdefault((row["dataset"], SCHEDULES[row["stage1_settings"]]), {})
             models.setdefault((row["method"], row["augmentation"]), {})[row["seed"]] = row
     return dict(sorted(cells.items()))
-
-
-def published():
-    with open(RESULTS / "published.csv", newline="") as file:
-        return {(r["dataset"], r["method"], r["augmentation"], r["metric"]): r for r in csv.DictReader(file)}
 
 
 def mean(runs, key):
@@ -85,7 +80,7 @@ def headline(cells, theirs):
 
 
 def differences(compared, cells, theirs):
-    """NC minus naive, per dataset and model, and the means by augmentation. Returns nothing."""
+    """NC minus naive, per dataset and model, and the means by augmentation."""
     print(f"Non-contrastive minus naive: ours [published]. {NOISE}\n")
     header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k, _ in SHOWN)
     print(f"| dataset | schedule | model | seeds |{header}\n" + "|---" * (4 + len(SHOWN)) + "|")
@@ -115,25 +110,26 @@ def differences(compared, cells, theirs):
 
 def beside(cells, theirs, one, other):
     """Schedule `one`, `other` and their difference, a model and the seeds both have at a time."""
-    metrics, seconds = ("recon", "knn", "svm", "fid", "is", "cas"), ("seconds_stage1", "seconds_stage2")
-    print(f"| dataset | model | schedule | seeds | {' | '.join((*metrics, *seconds))} |\n" + "|---" * 12 + "|")
+    seconds = ("seconds_stage1", "seconds_stage2")
+    print(f"| dataset | model | schedule | seeds | {' | '.join((*METRICS, *seconds))} |\n" + "|---" * 12 + "|")
     for name in dict.fromkeys(name for name, _ in cells):
         both = [cells.get((name, how), {}) for how in (one, other)]
         for model in (m for m in evaluate.MODELS if m in both[0] and m in both[1]):
             seeds = both[0][model].keys() & both[1][model].keys()
             a, b = ({s: side[model][s] for s in seeds} for side in both)
-            for how, runs in ((one, a), (other, b)) if seeds else ():
-                cell = [f"{mean(runs, k)[0]:.{3 if k in metrics else 0}f}" if mean(runs, k)[1] else "" for k in (*metrics, *seconds)]
+            if not seeds:
+                continue
+            for how, runs in ((one, a), (other, b)):
+                cell = [f"{mean(runs, k)[0]:.{3 if k in METRICS else 0}f}" if mean(runs, k)[1] else "" for k in (*METRICS, *seconds)]
                 print(f"| {name} | {'-'.join(model)} | {how} | {', '.join(map(str, sorted(seeds)))} | " + " | ".join(cell) + " |")
             cell = []
-            for k in metrics:
+            for k in METRICS:
                 (x, n), (y, m) = mean(a, k), mean(b, k)
                 cell.append(f"{y - x:+.3f}{star(y - x, n, m, noise(cells, theirs, name, k))}" if n and m else "")
             for k in seconds:
                 x, y = mean(a, k)[0], mean(b, k)[0]
                 cell.append(f"{x / y:.2f} times as fast" if x and y else "")
-            if seeds:
-                print(f"| {name} | {'-'.join(model)} | difference | | " + " | ".join(cell) + " |")
+            print(f"| {name} | {'-'.join(model)} | difference | | " + " | ".join(cell) + " |")
 
 
 def noise(cells, theirs, name, metric):
@@ -147,7 +143,7 @@ def noise(cells, theirs, name, metric):
 
 
 def star(difference, n, m, std):
-    return "*" if std is not None and abs(difference) > 2.084 * (1 / n + 1 / m) ** 0.5 * std else ""
+    return "*" if std is not None and evaluate.beyond_noise(difference, n, m, std) else ""
 
 
 def latents(out, run_dirs):
@@ -156,7 +152,6 @@ def latents(out, run_dirs):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
-    from sklearn.manifold import TSNE
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "savefig.dpi": 130})
     figure, axes = plt.subplots(1, len(run_dirs), figsize=(4.6 * len(run_dirs) + 1, 4.2))
     for axis, run_dir in zip(axes, run_dirs):
@@ -165,8 +160,7 @@ def latents(out, run_dirs):
         dataset = data.load_dataset(config["dataset"], os.environ.get("UCR_DIR", "datasets"))
         chosen = np.random.default_rng(0).permutation(len(dataset.x_test))[:1000]
         z, y = evaluate.encode_split(model, dataset.x_test)["pooled"].numpy()[chosen], dataset.y_test.numpy()[chosen]
-        points = TSNE(perplexity=min(30, (len(z) - 1) / 3), init="pca", random_state=0).fit_transform(z)
-        evaluate.scatter_classes(axis, points, y, dataset.classes)
+        evaluate.scatter_classes(axis, evaluate.tsne(z), y, dataset.classes)
         axis.set(title=f"{dataset.name}, {config['method']}-{config['augmentation']}", xlabel="t-SNE 1", ylabel="t-SNE 2")
     if len(dataset.classes) <= 12:
         axes[-1].legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
@@ -180,7 +174,7 @@ if __name__ == "__main__":
     else:
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
-            table = report(grid(), published())
+            table = report(grid(), evaluate.read_published())
         data.write_atomic(RESULTS / "headline.md", lambda file: file.write(text.getvalue().encode()))
         readme = RESULTS.parent / "README.md"
         before, _, after = re.split(r"(?<=<!-- headline -->\n)(.*?)(?=<!-- end -->)", readme.read_text(), flags=re.S)
