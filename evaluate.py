@@ -48,7 +48,7 @@ class EvalConfig(SampleConfig):
 
 PRESETS = {
     "thesis": {},
-    "fast": dict(fcn_epochs=300, cas_epochs=100),
+    "fast": dict(fcn_epochs=300, cas_epochs=100),             # FCN on held-out train series: results/fast.md
     "toy": dict(fcn_epochs=25, cas_epochs=15),
 }
 METRICS = ("recon", "recon_time", "recon_timefreq", "knn", "svm", "codes_used", "perplexity", "prior_loss", "fid",
