@@ -3,7 +3,7 @@
 In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.1.1), losses (§3.3), prior (§3.2, §4.1.2),
 metrics (§2.7), then whole runs. An oracle is a slow transcription of the equation, in loops and float64, written here.
 """
-import contextlib, dataclasses, json, math, os, random, re, subprocess, sys, time
+import contextlib, dataclasses, io, json, math, os, random, re, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -708,6 +708,40 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path):
     with open(out / "runs.csv", newline="") as file:
         assert [r["later_settings"] for r in csv.DictReader(file)] == ["cas_epochs=100"] * 3
     assert len(list((out / "logs").iterdir())) == 3 and "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
+
+
+def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain(tmp_path, monkeypatch):
+    import csv, importlib.util
+    spec = importlib.util.spec_from_file_location("headline", HERE / "benchmarks" / "headline.py")
+    headline = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(headline)
+    fast = evaluate.settings(ncvqvae.PRESETS["fast"], Stage1Config)
+    rows = [(("naive", "none"), 1, "", 0.20, 0.50, True), (("naive", "none"), 2, "", 0.22, 0.54, True),
+            (("barlow", "warp"), 1, "", 0.10, 0.90, True), (("barlow", "warp"), 2, "", 0.12, 0.90, True),
+            (("vibcreg", "slice"), 1, "", 0.211, 0.53, True), (("vibcreg", "gauss"), 1, "", 0.01, 0.99, False),
+            (("vibcreg", "gauss"), 1, "zeta=0.2", 0.02, 0.98, True), (("naive", "none"), 1, fast, 0.30, 0.40, True),
+            (("vibcreg", "warp"), 1, fast, 0.03, 0.97, True)]
+    with open(tmp_path / "runs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, evaluate.COLUMNS)
+        writer.writeheader()
+        for (method, augmentation), seed, settings, recon, knn, complete in rows:
+            writer.writerow(dict(dataset="Symbols", method=method, augmentation=augmentation, seed=seed, recon=recon, knn=knn,
+                                 stage1_settings=settings, complete_data=complete))
+    monkeypatch.setattr(headline, "RESULTS", tmp_path)
+    cells = headline.grid()                                                  # neither incomplete data nor an ablation
+    assert {how: {"-".join(m): sorted(runs) for m, runs in models.items()} for (_, how), models in cells.items()} == {
+        "thesis, float32": {"naive-none": [1, 2], "barlow-warp": [1, 2], "vibcreg-slice": [1]},
+        "fast, float32": {"naive-none": [1], "vibcreg-warp": [1]}}
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        table = headline.report(cells, evaluate.read_published())
+    assert [line.split("|")[2].strip() for line in table.splitlines() if line.startswith("| Symbols")] == [
+        "ours: thesis, float32, 2 of 6 models", "published, four seeds"]     # the schedule with more models alone
+    assert "0.210 → 0.110<br>barlow-warp, n 2, 2" in table and "0.520 → 0.900<br>barlow-warp, n 2, 2" in table
+    line = {m: next(x for x in text.getvalue().splitlines() if x.startswith(f"| Symbols | thesis, float32 | {m} "))
+            for m in ("barlow-warp", "vibcreg-slice")}
+    assert "| -0.100* [+0.033*] | +0.380* [+0.085*] |" in line["barlow-warp"]
+    assert "| +0.001 [-0.043*] | +0.010 [-0.084*] |" in line["vibcreg-slice"]
 
 
 def test_cells_of_runs_csv():
