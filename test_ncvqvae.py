@@ -468,6 +468,15 @@ def test_mask_tokens_counts_and_mean_share():
     assert (mask.float().mean(0) - mask.float().mean()).abs().max() < 0.02       # every position alike
 
 
+def test_attention_is_every_devices_attention():
+    block, h = prior.Block(32, 2, 1).double(), draw(3, 7, 32)
+    block.norm1.weight.data.fill_(2.0)
+    qkv = block.qkv(block.norm1(h)).view(3, 7, 3, 2, 16)
+    a = torch.stack([F.scaled_dot_product_attention(*(qkv[:, :, i, head] for i in range(3))) for head in range(2)], dim=2)
+    expected = h + block.out(a.reshape(3, 7, 32))
+    torch.testing.assert_close(block(h), expected + block.ff(block.norm2(expected)))
+
+
 def test_prior_looks_at_known_tokens_and_class_but_not_behind_the_mask():
     p = tiny_prior()
     t = torch.randint(0, 7, (2, 10), generator=generator())
