@@ -84,17 +84,19 @@ def differences(compared, cells, theirs):
     print(f"Non-contrastive minus naive: ours [published]. {NOISE}\n")
     header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k, _ in SHOWN)
     print(f"| dataset | schedule | model | seeds |{header}\n" + "|---" * (4 + len(SHOWN)) + "|")
-    by_augmentation = {}
+    pairs = {}                                     # (augmentation, key) -> [(our difference, its star), (the published ones)]
     for (name, how), models in compared.items():
         for model in (m for m in NC if m in models):
             line = []
             for key, metric in SHOWN:
                 (ours, n), (base, m) = mean(models[model], key), mean(models[NAIVE], key)
                 thesis, thesis_base = (float(theirs[(name, *who, metric)]["mean"]) for who in (model, NAIVE))
-                text = f"[{thesis - thesis_base:+.3f}{star(thesis - thesis_base, 4, 4, evaluate.pooled_std(theirs, name, metric))}]"
+                published = thesis - thesis_base, star(thesis - thesis_base, 4, 4, evaluate.pooled_std(theirs, name, metric))
+                text = "[{:+.3f}{}]".format(*published)
                 if n and m:
-                    text = f"{ours - base:+.3f}{star(ours - base, n, m, noise(cells, theirs, name, metric))} {text}"
-                    by_augmentation.setdefault((model[1], key), []).append((ours - base, thesis - thesis_base))
+                    found = ours - base, star(ours - base, n, m, noise(cells, theirs, name, metric))
+                    text = "{:+.3f}{} {}".format(*found, text)
+                    pairs.setdefault((model[1], key), []).append((found, published))
                 line.append(text)
             print(f"| {name} | {how} | {'-'.join(model)} | {len(models[model])} | " + " | ".join(line) + " |")
     print("\nThe same by augmentation, mean over the rows above where ours ran (their number in brackets):\n")
@@ -102,10 +104,23 @@ def differences(compared, cells, theirs):
     for augmentation in dict.fromkeys(a for _, a in NC):
         line = []
         for key, _ in SHOWN:
-            pairs = by_augmentation.get((augmentation, key), [])
-            line.append(f"{statistics.mean(o for o, _ in pairs):+.3f} [{statistics.mean(t for _, t in pairs):+.3f}] ({len(pairs)})"
-                        if pairs else "")
+            both = pairs.get((augmentation, key), [])
+            line.append("{:+.3f} [{:+.3f}] ({})".format(*(statistics.mean(side[0] for side in sides) for sides in zip(*both)), len(both))
+                        if both else "")
         print(f"| {augmentation} | " + " | ".join(line) + " |")
+    print("\nStarred rows among these, ours [published]; a gain in both is a published one that ours has too:\n")
+    print(f"| |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
+    counts = {"rows": [], "gains": [], "losses": [], "gains in both": []}
+    for key, metric in SHOWN:
+        both = [pair for (_, k), found in pairs.items() if k == key for pair in found]
+        better = -1 if metric in evaluate.LOWER_IS_BETTER else 1
+        gains, losses = ([[sign * d > 0 and s == "*" for d, s in pair] for pair in both] for sign in (better, -better))
+        counts["rows"].append(str(len(both)))
+        for name, starred in (("gains", gains), ("losses", losses)):
+            counts[name].append("{} [{}]".format(*map(sum, zip(*starred))) if both else "")
+        counts["gains in both"].append(str(sum(map(all, gains))))
+    for name, line in counts.items():
+        print(f"| {name} | " + " | ".join(line) + " |")
 
 
 def beside(cells, theirs, one, other):
