@@ -751,6 +751,8 @@ def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain(tmp_pa
             for m in ("barlow-warp", "vibcreg-slice")}
     assert "| -0.100* [+0.033*] | +0.380* [+0.085*] |" in line["barlow-warp"]
     assert "| +0.001 [-0.043*] | +0.010 [-0.084*] |" in line["vibcreg-slice"]
+    assert "\n| recon | 0 | 1 | 2 | Symbols naive-none, Symbols vibcreg-slice |\n" in text.getvalue()
+    assert "\n| knn | 1 | 2 | 0 |  |\n" in text.getvalue()
     recon_and_knn = {name: "|".join(next(x for x in text.getvalue().splitlines() if x.startswith(f"| {name} |")).split("|")[2:4])
                      for name in ("rows", "gains", "losses", "gains in both")}
     assert recon_and_knn == {"rows": " 2 | 2 ", "gains": " 1 [1] | 1 [1] ", "losses": " 0 [1] | 0 [1] ", "gains in both": " 0 | 1 "}

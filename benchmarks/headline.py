@@ -51,6 +51,7 @@ def report(cells, theirs):
         headline(compared, theirs)
     print(f"# Naive against non-contrastive\n\n{table.getvalue()}")
     differences(compared, cells, theirs)
+    agreements(compared, theirs)
     for title, *pair in (("The fast preset against the thesis' schedule", "thesis, bf16", "fast, bf16"),
                          ("bf16 against float32", "thesis, float32", "thesis, bf16")):
         print(f"\n# {title}\n\n{NOISE}\n")
@@ -121,6 +122,22 @@ def differences(compared, cells, theirs):
         counts["gains in both"].append(str(sum(map(all, gains))))
     for name, line in counts.items():
         print(f"| {name} | " + " | ".join(line) + " |")
+
+
+def agreements(compared, theirs):
+    """How many of the means above lie within noise of the published ones, and which do not."""
+    print("\nEach model's mean against the published one (train mode: a throw-away copy after the authors' probe, ledger 12):\n")
+    print("| metric | within noise | better | worse | which are worse |\n|---|---|---|---|---|")
+    for key, metric in (("recon", "recon"), ("recon_train_mode", "recon"), *(pair for pair in SHOWN[1:] if pair[1] not in ("fid", "is"))):
+        found = {"within noise": [], "better": [], "worse": []}
+        for (name, _), models in compared.items():
+            for model, runs in models.items():
+                ours, n = mean(runs, key)
+                if n:
+                    judgement = evaluate.agreement(ours, n, metric, theirs[(name, *model, metric)], evaluate.pooled_std(theirs, name, metric))
+                    found[judgement].append(f"{name} {'-'.join(model)}")
+        print(f"| {key.replace('_train_mode', ', train mode')} | " + " | ".join(str(len(who)) for who in found.values())
+              + f" | {', '.join(found['worse'])} |")
 
 
 def beside(cells, theirs, one, other):
