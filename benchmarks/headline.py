@@ -85,7 +85,7 @@ def differences(compared, cells, theirs):
     print(f"Non-contrastive minus naive: ours [published]. {NOISE}\n")
     header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k, _ in SHOWN)
     print(f"| dataset | schedule | model | seeds |{header}\n" + "|---" * (4 + len(SHOWN)) + "|")
-    pairs = {}                                     # (augmentation, key) -> [(our difference, its star), (the published ones)]
+    pairs = {}                                # (dataset, augmentation, key) -> [(our difference, its star), the published ones]
     for (name, how), models in compared.items():
         for model in (m for m in NC if m in models):
             line = []
@@ -97,23 +97,23 @@ def differences(compared, cells, theirs):
                 if n and m:
                     found = ours - base, star(ours - base, n, m, noise(cells, theirs, name, metric))
                     text = "{:+.3f}{} {}".format(*found, text)
-                    pairs.setdefault((model[1], key), []).append((found, published))
+                    pairs.setdefault((name, model[1], key), []).append((found, published))
                 line.append(text)
             print(f"| {name} | {how} | {'-'.join(model)} | {len(models[model])} | " + " | ".join(line) + " |")
-    print("\nThe same by augmentation, mean over the rows above where ours ran (their number in brackets):\n")
+    whole = sorted({name for (name, _), models in compared.items() if len(models) == len(evaluate.MODELS)})
+    print(f"\nThe same by augmentation, mean over the {2 * len(whole)} rows each has on the sets where all models ran: {', '.join(whole)}\n")
     print(f"| augmentation |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
     for augmentation in dict.fromkeys(a for _, a in NC):
         line = []
         for key, _ in SHOWN:
-            both = pairs.get((augmentation, key), [])
-            line.append("{:+.3f} [{:+.3f}] ({})".format(*(statistics.mean(side[0] for side in sides) for sides in zip(*both)), len(both))
-                        if both else "")
+            both = [pair for name in whole for pair in pairs.get((name, augmentation, key), [])]
+            line.append("{:+.3f} [{:+.3f}]".format(*(statistics.mean(side[0] for side in sides) for sides in zip(*both))) if both else "")
         print(f"| {augmentation} | " + " | ".join(line) + " |")
-    print("\nStarred rows among these, ours [published]; a gain in both is a published one that ours has too:\n")
+    print("\nStarred rows of all, ours [published]; a gain in both is a published one that ours has too:\n")
     print(f"| |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
     counts = {"rows": [], "gains": [], "losses": [], "gains in both": []}
     for key, metric in SHOWN:
-        both = [pair for (_, k), found in pairs.items() if k == key for pair in found]
+        both = [pair for (_, _, k), found in pairs.items() if k == key for pair in found]
         better = -1 if metric in evaluate.LOWER_IS_BETTER else 1
         gains, losses = ([[sign * d > 0 and s == "*" for d, s in pair] for pair in both] for sign in (better, -better))
         counts["rows"].append(str(len(both)))
