@@ -413,7 +413,7 @@ def draw_figures(run_dir, dataset, test, generated, conditional, labels):
             if key not in ("stage", "step", "epoch", "codes", "accuracy"):
                 axis.plot([r["step"] for r in records], [r[key] for r in records], label=key, lw=1)
         axis.set(title=stage, xlabel="optimiser step", ylabel="loss", yscale="log")
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="upper right")
     figure.suptitle(f"Training losses: {title}", x=0.02, ha="left")
     save(figure, "losses.png")
     if generated is None:
@@ -421,7 +421,7 @@ def draw_figures(run_dir, dataset, test, generated, conditional, labels):
 
     # Real and generated series, per class where there are classes, 50 each (thesis §6.2.5).
     shown = range(min(8, len(dataset.classes))) if conditional is not None else [None]
-    figure, axes = plt.subplots(2, len(shown), figsize=(max(5, 2.3 * len(shown)), 4), sharex=True, sharey="col",
+    figure, axes = plt.subplots(2, len(shown), figsize=(max(6, 2.3 * len(shown)), 4), sharex=True, sharey="col",
                                 squeeze=False)
     for column, k in enumerate(shown):
         real = dataset.x_test if k is None else dataset.x_test[dataset.y_test == k]
