@@ -81,7 +81,7 @@ def headline(cells, theirs):
 
 
 def differences(compared, cells, theirs):
-    """NC minus naive, per dataset and model, and the means by augmentation."""
+    """NC minus naive, per dataset and model, then what follows from these differences."""
     print(f"Non-contrastive minus naive: ours [published]. {NOISE}\n")
     header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k, _ in SHOWN)
     print(f"| dataset | schedule | model | seeds |{header}\n" + "|---" * (4 + len(SHOWN)) + "|")
@@ -100,6 +100,12 @@ def differences(compared, cells, theirs):
                     pairs.setdefault((name, model[1], key), []).append((found, published))
                 line.append(text)
             print(f"| {name} | {how} | {'-'.join(model)} | {len(models[model])} | " + " | ".join(line) + " |")
+    by_augmentation(compared, pairs, header)
+    starred(pairs, header)
+
+
+def by_augmentation(compared, pairs, header):
+    """Means of the differences by augmentation, over the sets where all models ran."""
     whole = sorted({name for (name, _), models in compared.items() if len(models) == len(evaluate.MODELS)})
     print(f"\nThe same by augmentation, mean over the {2 * len(whole)} rows each has on the sets where all models ran: {', '.join(whole)}\n")
     print(f"| augmentation |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
@@ -109,6 +115,10 @@ def differences(compared, cells, theirs):
             both = [pair for name in whole for pair in pairs.get((name, augmentation, key), [])]
             line.append("{:+.3f} [{:+.3f}]".format(*(statistics.mean(side[0] for side in sides) for sides in zip(*both))) if both else "")
         print(f"| {augmentation} | " + " | ".join(line) + " |")
+
+
+def starred(pairs, header):
+    """How many differences, ours and published, are more than seeds explain."""
     print("\nStarred rows of all, ours [published]; a gain in both is a published one that ours has too:\n")
     print(f"| |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
     counts = {"rows": [], "gains": [], "losses": [], "gains in both": []}
@@ -117,8 +127,8 @@ def differences(compared, cells, theirs):
         better = -1 if metric in evaluate.LOWER_IS_BETTER else 1
         gains, losses = ([[sign * d > 0 and s == "*" for d, s in pair] for pair in both] for sign in (better, -better))
         counts["rows"].append(str(len(both)))
-        for name, starred in (("gains", gains), ("losses", losses)):
-            counts[name].append("{} [{}]".format(*map(sum, zip(*starred))) if both else "")
+        for name, hits in (("gains", gains), ("losses", losses)):
+            counts[name].append("{} [{}]".format(*map(sum, zip(*hits))) if both else "")
         counts["gains in both"].append(str(sum(map(all, gains))))
     for name, line in counts.items():
         print(f"| {name} | " + " | ".join(line) + " |")
@@ -128,7 +138,7 @@ def agreements(compared, theirs):
     """How many of the means above lie within noise of the published ones, and which do not."""
     print("\nEach model's mean against the published one (train mode: a throw-away copy after the authors' probe, ledger 12):\n")
     print("| metric | within noise | better | worse | which are worse |\n|---|---|---|---|---|")
-    for key, metric in (("recon", "recon"), ("recon_train_mode", "recon"), *(pair for pair in SHOWN[1:] if pair[1] not in ("fid", "is"))):
+    for key, metric in (("recon", "recon"), ("recon_train_mode", "recon"), *(pair for pair in SHOWN[1:] if pair[1] not in evaluate.BY_CLASSIFIER)):
         found = {"within noise": [], "better": [], "worse": []}
         for (name, _), models in compared.items():
             for model, runs in models.items():
@@ -166,7 +176,7 @@ def beside(cells, theirs, one, other):
 
 def noise(cells, theirs, name, metric):
     """Std over seeds: the published models' pooled one; FID and IS hang on the classifier, so there ours. None: unknown."""
-    if metric not in ("fid", "is"):
+    if metric not in evaluate.BY_CLASSIFIER:
         return evaluate.pooled_std(theirs, name, metric)
     groups = [[r[metric] for r in runs.values() if r[metric] is not None]
               for (dataset, _), models in cells.items() if dataset == name for runs in models.values()]
