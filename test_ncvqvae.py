@@ -3,7 +3,7 @@
 In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.1.1), losses (§3.3), prior (§3.2, §4.1.2),
 metrics (§2.7), then whole runs. An oracle is a slow transcription of the equation, in loops and float64, written here.
 """
-import contextlib, dataclasses, io, json, math, os, random, re, subprocess, sys, time
+import contextlib, csv, dataclasses, gzip, importlib.util, io, json, math, os, random, re, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -688,7 +688,6 @@ def fake_run(folder, seed, stages=2, recon=0.5, **stage1):
 
 
 def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path):
-    import csv, gzip
     out = tmp_path / "results"
     metrics = fake_run(tmp_path / "runs", 1)
     fake_run(tmp_path / "runs", 2, stages=1, recon=0.7)
@@ -719,11 +718,15 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path):
     assert len(list((out / "logs").iterdir())) == 3 and "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
 
 
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, HERE / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain(tmp_path, monkeypatch):
-    import csv, importlib.util
-    spec = importlib.util.spec_from_file_location("headline", HERE / "benchmarks" / "headline.py")
-    headline = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(headline)
+    headline = benchmark("headline")
     fast = evaluate.settings(ncvqvae.PRESETS["fast"], Stage1Config)
     rows = [(("naive", "none"), 1, "", 0.20, 0.50, True), (("naive", "none"), 2, "", 0.22, 0.54, True),
             (("barlow", "warp"), 1, "", 0.10, 0.90, True), (("barlow", "warp"), 2, "", 0.12, 0.90, True),
@@ -756,6 +759,25 @@ def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain(tmp_pa
     recon_and_knn = {name: "|".join(next(x for x in text.getvalue().splitlines() if x.startswith(f"| {name} |")).split("|")[2:4])
                      for name in ("rows", "gains", "losses", "gains in both")}
     assert recon_and_knn == {"rows": " 2 | 2 ", "gains": " 1 [1] | 1 [1] ", "losses": " 0 [1] | 0 [1] ", "gains in both": " 0 | 1 "}
+
+
+def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
+    ablation = benchmark("ablation")
+    rows = [dict(dataset="Symbols", method="vibcreg", augmentation="warp", seed=seed, recon=recon, knn=0.5, svm=None,
+                 stage1_settings=settings, complete_data=complete)
+            for seed, settings, recon, complete in (
+                (1, "ssl_weight=2.0 precision=bf16", 0.7, True), (1, "precision=bf16", 0.8, True),
+                (1, "stage1_steps=800", 0.10, True), (2, "stage1_steps=800", 0.12, True), (1, "", 9.0, True),
+                (1, "stage1_steps=800 zeta=0.2", 0.11, True), (2, "stage1_steps=800 zeta=0.2", 0.13, True),
+                (1, "stage1_steps=800 zeta=0.05", 0.60, True), (1, "stage1_steps=800 zeta=0.15", 9.0, False),
+                (1, "stage1_steps=800 ssl_weight=0.5", 0.30, True), (1, "stage1_steps=800 zeta=0.2 ssl_weight=2.0", 9.0, True))]
+    text = "\n".join(ablation.report(ablation.cells(rows), evaluate.read_published()))
+    zeta, ssl = text.split("## ssl_weight")
+    row = "| Symbols | vibcreg-warp | stage1_steps=800 | recon | "
+    assert row + "0.600* (1) | 0.110 (2) |  | 0.120 (2) |" in zeta and row + "0.300* (1) | 0.110 (2) |  |" in ssl
+    assert "| 0.05 | **0.1** | 0.15 | 0.2 |" in zeta and "| 0.5 | **1** | 2 |" in ssl and "9.000" not in text
+    assert "| precision=bf16 | recon |  | 0.800 (1) | 0.700* (1) |" in ssl and "precision=bf16" not in zeta
+    assert text.count("| knn |") == 3 and "| svm |  |  |  |  |" in zeta
 
 
 def test_cells_of_runs_csv():
