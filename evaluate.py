@@ -9,6 +9,9 @@
     python evaluate.py probe   runs/Symbols/vibcreg-slice/seed1      # frozen, and in the authors' train mode (ledger 12)
     python evaluate.py tables  runs/ --export results/               # thesis Tables 6.1 to 6.7, published values beside
 
+With --precision bf16 --cas-epochs 100 the first one takes 7 minutes on one CPU core (AMD EPYC) where the set's FCN is trained
+already, and gives FID 6.7, IS 3.4, CAS 0.97 (results/runs.csv).
+
 Letters: n series, L length, D code dimension, K classes or codes, P feature dimension of the FCN (128).
 """
 import argparse, copy, csv, gzip, hashlib, io, json, math, os, re, shlex, statistics, sys, time

@@ -6,6 +6,9 @@
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg --augmentation slice --seed 1
 
+With --precision bf16 that takes 5 minutes on one CPU core (AMD EPYC) and gives recon 0.073, KNN 0.52, SVM 0.58; seed 2 gives
+0.081, 0.51, 0.66 (results/runs.csv). Published, four seeds: 0.067, 0.42, 0.62.
+
 Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), F = L/2 + 1 STFT frames, W frames of z,
 D code dimension (64), K codes (32), N = H * W tokens, P projector dimension (4096).
 """

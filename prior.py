@@ -6,6 +6,7 @@
     python prior.py train  runs/Symbols/vibcreg-slice/seed1
     python prior.py sample runs/Symbols/vibcreg-slice/seed1 --n 100 --class 1 --guidance 1.0 --out x.npz
 
+With --precision bf16 training takes 2.5 minutes on one CPU core (AMD EPYC); prior loss on the test split 2.05 (results/runs.csv).
 One prior for naive and NC models (ledger 11), so a difference in samples is due to stage 1.
 Letters: B batch, N tokens, K codes, D code dimension (64), E hidden dimension (256), T decoding steps, L length.
 """
