@@ -844,6 +844,16 @@ def test_a_tiny_run_end_to_end(tmp_path):
     again = shell(str(tmp_path / "own.npz"), "vibcreg", "warp+gauss", *TINY, cwd=tmp_path)
     assert again.returncode == 0 and (run / "metrics.json").stat().st_mtime_ns == stamp          # skipped
 
+    real, reconstructed, conditional = benchmark("parts").parts(run)
+    assert real[0] == pytest.approx(0, abs=1e-5) and real[2] == m["fcn_accuracy"] and reconstructed[0] > 0
+    dataset = data.load_dataset(str(tmp_path / "own.npz"))
+    fcn = evaluate.dataset_fcn(tmp_path / "runs/own", dataset, evaluate.EvalConfig(fcn_epochs=2, cas_epochs=1), torch.device("cpu"))
+    with np.load(run / "samples.npz") as s:
+        features, p = evaluate.classify(fcn, torch.from_numpy(((s["X"][:, 0] - dataset.mean) / dataset.std).astype(np.float32)))
+        given = np.array([dataset.classes[k] for k in p.argmax(1)]) == s["y"]
+    assert conditional == pytest.approx((evaluate.frechet_distance(features, evaluate.classify(fcn, dataset.x_test)[0]),
+                                         evaluate.inception_score(p), given.mean()))
+
 
 def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path, monkeypatch):
     run, cpu = tmp_path / "own/naive-none/seed1", torch.device("cpu")
