@@ -65,6 +65,7 @@ MUTANTS = [  # file, what stands there, the mistake
     ("ncvqvae.py", "(0, 0, j, 3 - j)", "(0, 0, 3 - j, j)"),
     ("data.py", "            ours.copy_(given)\n", "            pass\n"),
     ("data.py", "                self.recording = False\n", ""),
+    ("prior.py", " / math.sqrt(E // self.heads)).softmax", ").softmax"),
     ("prior.py", "r * (math.pi / 2)", "r * math.pi / 3"),
     ("prior.py", ".ceil().clamp(1, N)", ".floor().clamp(1, N)"),
     ("prior.py", "(losses * weight).sum() / weight.sum()", "(losses * weight).mean()"),
