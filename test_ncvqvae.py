@@ -737,10 +737,12 @@ def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain(tmp_pa
         writer = csv.DictWriter(file, evaluate.COLUMNS)
         writer.writeheader()
         for (method, augmentation), seed, settings, recon, knn, complete in rows:
-            writer.writerow(dict(dataset="Symbols", method=method, augmentation=augmentation, seed=seed, recon=recon, knn=knn,
-                                 stage1_settings=settings, complete_data=complete))
+            writer.writerow(row := dict(dataset="Symbols", method=method, augmentation=augmentation, seed=seed, recon=recon, knn=knn,
+                                        stage1_settings=settings, later_settings="none", complete_data=complete))
+        writer.writerow(row | dict(recon=9.0, later_settings="fcn_epochs=300"))      # a prior of another schedule
     monkeypatch.setattr(headline, "RESULTS", tmp_path)
-    cells = headline.grid()                                                  # neither incomplete data nor an ablation
+    cells = headline.grid()                       # neither incomplete data nor an ablation nor a mixture of schedules
+    assert cells["Symbols", "fast, float32"]["vibcreg", "warp"][1]["recon"] == 0.03
     assert {how: {"-".join(m): sorted(runs) for m, runs in models.items()} for (_, how), models in cells.items()} == {
         "thesis, float32": {"naive-none": [1, 2], "barlow-warp": [1, 2], "vibcreg-slice": [1]},
         "fast, float32": {"naive-none": [1], "vibcreg-warp": [1]}}

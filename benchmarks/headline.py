@@ -7,7 +7,7 @@ import contextlib, io, os, re, statistics, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data, evaluate, ncvqvae
+import data, evaluate, ncvqvae, prior
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 NAIVE, *NC = evaluate.MODELS
@@ -19,8 +19,10 @@ NOISE = ("\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n a
          "published seeds; for our FID and IS, which hang on our classifier, that of our own seeds.")
 
 
-# What stands in a run's stage1_settings -> the schedule in words. Runs that changed anything else (ablations) are not the grid.
-SCHEDULES = {evaluate.settings(ncvqvae.PRESETS[preset] | {"precision": precision}, ncvqvae.Stage1Config): f"{preset}, {precision}"
+# What stands in a run's stage1_settings -> the schedule in words, how its later_settings begin. Runs that changed anything else
+# (ablations, a prior of another schedule) are not the grid.
+SCHEDULES = {evaluate.settings(ncvqvae.PRESETS[preset] | {"precision": precision}, ncvqvae.Stage1Config):
+             (f"{preset}, {precision}", evaluate.settings(prior.PRESETS[preset] | {"precision": precision}, prior.PriorConfig))
              for preset in ("thesis", "fast") for precision in ("float32", "bf16")}
 
 
@@ -28,8 +30,9 @@ def grid():
     """{(dataset, schedule): {(method, augmentation): {seed: run}}} of the runs on complete data."""
     cells = {}
     for row in evaluate.read_runs(RESULTS / "runs.csv"):
-        if row["complete_data"] and row["stage1_settings"] in SCHEDULES:
-            models = cells.setdefault((row["dataset"], SCHEDULES[row["stage1_settings"]]), {})
+        name, later = SCHEDULES.get(row["stage1_settings"], (None, ""))
+        if row["complete_data"] and name and (row["later_settings"] == "none" or row["later_settings"].startswith(later)):
+            models = cells.setdefault((row["dataset"], name), {})
             models.setdefault((row["method"], row["augmentation"]), {})[row["seed"]] = row
     return dict(sorted(cells.items()))
 
