@@ -36,8 +36,7 @@ def cells(rows):
 
 def report(found, theirs):
     lines = ["# The weights of eq. 4.5", "",
-             "Mean over seeds (n). \\* = further from the thesis' weight, in bold, than seeds explain: over 2.084 (1/n + 1/m)^1/2 "
-             "pooled stds of the published seeds.", ""]
+             f"Mean over seeds (n), the thesis' weight in bold. The difference from it: {headline.NOISE}", ""]
     for name, weights in SWEEPS.items():
         lines += [f"## {name}", "", "| dataset | model | stage 1 | metric | "
                   + " | ".join(f"**{w:g}**" if w == THESIS[name] else f"{w:g}" for w in weights) + " |", "|---" * (4 + len(weights)) + "|"]

@@ -25,11 +25,10 @@ def parts(run_dir):
     samples = data.read_arrays(Path(run_dir) / "samples.npz")
     generated = torch.from_numpy(((samples["X"][:, 0] - dataset.mean) / dataset.std).astype(np.float32))
     y = torch.tensor([dataset.classes.index(label) for label in samples["y"].tolist()])
-    real = evaluate.classify(fcn, dataset.x_test)[0]
-    for x, labels in ((dataset.x_test, dataset.y_test), (evaluate.encode_split(model, dataset.x_test)["x_hat"], dataset.y_test),
-                      (generated, y)):
-        features, p = evaluate.classify(fcn, x)
-        yield evaluate.frechet_distance(features, real), evaluate.inception_score(p), evaluate.accuracy(p, labels)
+    looked_at = (dataset.x_test, evaluate.encode_split(model, dataset.x_test)["x_hat"], generated)
+    features, p = zip(*(evaluate.classify(fcn, x) for x in looked_at))
+    return [(evaluate.frechet_distance(f, features[0]), evaluate.inception_score(q), evaluate.accuracy(q, labels))
+            for f, q, labels in zip(features, p, (dataset.y_test, dataset.y_test, y))]
 
 
 if __name__ == "__main__":
