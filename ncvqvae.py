@@ -1,153 +1,86 @@
-"""Chapter 1: tokenization (thesis §4.1.1, §5.1.1; eq. 3.7-3.15, 4.1-4.5).
+"""Chapter 1: tokens (thesis §4.1.1, §5.1.1; eq. 3.7 to 3.15, 4.1 to 4.5).
 
-    x (B, L) --stft--> u (B, 2, H, F) --Encoder--> z (B, D, H, W) --VectorQuantizer--> z_q --Decoder--> u^ --istft--> x^
-    x' = augment(x) ---> u' ---------> Encoder --> z' (not quantised) ----------------------> Decoder --> u'^ -> x'^
+    x --stft--> u --Encoder--> z --VectorQuantizer--> z_q --Decoder--> u^ --istft--> x^
+    x' = augment(x) -> u' -> the same Encoder -> z' ----> the same Decoder -> u'^ -> x'^
     SSL: z_q and z', average and max pooled -> Projector -> Barlow Twins or VIbCReg
 
-    python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg --augmentation slice --seed 1
+The original branch is a VQ-VAE. The augmented one is not quantised; pulling z_q towards z' orders
+the codes by what survives the augmentation, which is what classes and a prior can use.
 
-With --precision bf16 that takes 5 minutes on one CPU core (AMD EPYC) and gives recon 0.073, KNN 0.52, SVM 0.58; seed 2 gives
-0.081, 0.51, 0.66 (results/runs.csv). Published, four seeds: 0.067, 0.42, 0.62.
+    python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
+        --augmentation slice --precision bf16         # 6 minutes on one CPU core of an AMD EPYC
 
-Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), F = L/2 + 1 STFT frames, W frames of z,
-D code dimension (64), K codes (32), N = H * W tokens, P projector dimension (4096).
+Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames (L/2 + 1 of u, about L/2^n
+of z), D code dimension (64), K codes (32), N = H * W tokens, P projector dimension (4096).
 """
-import argparse, math, os, sys
-from dataclasses import dataclass
-from functools import lru_cache, partial
+import json, math, platform, sys, time
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import (AUGMENTATIONS, Batches, InputError, Log, Recorded, Resume, adamw, add_flags, augment, check_precision,
-                  check_same, cosine, hold, load_checkpoint, load_dataset, make_config, pick_device, plain, read_json,
-                  run_command, set_lr, write_atomic, write_json)
+from data import (Config, InputError, Parser, add_flags, augment, check_same, git_commit, hold,
+                  load_checkpoint, load_dataset, make_config, pick_device, reason, run_command,
+                  write_atomic, write_json)
 
 
-@dataclass
-class Stage1Config:
-    dataset: str = "toy"              # toy, a UCR name, or the path of an own .npz
-    method: str = "naive"             # naive, barlow or vibcreg (thesis §3.3)
-    augmentation: str = "none"        # warp, slice, gauss, ... joined by + (§5.1.1); none for naive
-    seed: int = 1                     # weights, batches and augmentations; the thesis ran four
-    stage1_epochs: int = 1000         # §5.1.1
-    stage1_steps: int = 0             # optimiser steps instead of epochs where not 0 (the fast preset)
-    stage1_batch: int = 128           # §5.1.1
-    stage1_lr: float = 1e-3           # AdamW, cosine to 0 (§5.1.1)
-    stage1_weight_decay: float = 1e-5 # §5.1.1; 1e-3 in the authors' config (ledger 3)
-    n_fft: int = 8                    # §5.1.1; hop n_fft/4
-    width: int = 64                   # channels of encoder and decoder
-    latent_width: int = 8             # frames of z aimed at: 32 in the text, 8 behind the tables (ledger 1)
-    residual_kernel: int = 1          # second convolution of a residual block: 3 in the text (ledger 2)
-    residual_norm: int = 0            # 1: BatchNorm between a residual block's convolutions, as in the text (ledger 20)
-    n_codes: int = 32                 # K, codebook size (§5.1.1)
-    ema_decay: float = 0.9            # of the codebook's moving averages (§5.1.1)
-    ema_initial_count: float = 1.0    # code counts at the start; 0 kills codes unused in batch 1 (ledger 4)
-    beta: float = 1.0                 # commitment weight, eq. 4.1
-    zeta: float = 0.1                 # weight of the augmented reconstruction, eq. 4.5
-    ssl_weight: float = 1.0           # factor on eta of eq. 4.5, which is 1/P for barlow and 0.01 for vibcreg
-    barlow_lambda: float = 0.005      # redundancy reduction, eq. 3.7
-    similarity_weight: float = 25.0   # lambda of eq. 3.15, on a mean over features (ledger 5; times P for the text's sum)
-    variance_weight: float = 25.0     # mu of eq. 3.15
-    covariance_weight: float = 100.0  # nu of eq. 3.15, on C without 1/(B-1) (ledger 6)
-    projector_dim: int = 4096         # P, all three layers (§5.1.1)
-    precision: str = "float32"        # or bf16: convolutions and projector products in bfloat16 (autocast)
-
-
-PRESETS = {
-    "thesis": {},
-    "fast": dict(stage1_steps=800, stage1_lr=3e-3),              # chosen on held-out train series: results/fast.md
-    "toy": dict(stage1_steps=300, stage1_lr=3e-3, stage1_batch=64, projector_dim=1024),
-}
-METHODS = ("naive", "barlow", "vibcreg")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Time-frequency transform (thesis §5.1.1 "Time Frequency Modelling")
-# ---------------------------------------------------------------------------------------------------------------------
-
-@lru_cache
-def _hann(n_fft, device, dtype):
-    return torch.hann_window(n_fft, device=device, dtype=dtype)
-
+# ---- Time-frequency transform (thesis §5.1.1 "Time Frequency Modelling") ----
 
 def stft(x, n_fft=8):
-    """Short-time Fourier transform, hop n_fft/4, Hann. x (B, L) float -> u (B, 2, n_fft/2+1, L//hop+1), re and im.
+    """Short-time Fourier transform, hop n_fft/4. x (B, L) -> u (B, 2, H, W), real and imaginary.
 
     Raises RuntimeError (torch) where L <= n_fft/2. Thesis §5.1.1.
     """
-    u = torch.stft(x, n_fft, window=_hann(n_fft, x.device, x.dtype), return_complex=True)    # (B, H, F) complex
-    return torch.view_as_real(u).permute(0, 3, 1, 2)                                        # (B, 2, H, F)
+    window = torch.hann_window(n_fft, device=x.device, dtype=x.dtype)     # as the program, ledger 25
+    u = torch.stft(x, n_fft, window=window, return_complex=True)          # (B, H, W) complex
+    return torch.view_as_real(u).permute(0, 3, 1, 2)                      # (B, 2, H, W)
 
 
 def istft(u, n_fft, length):
-    """Inverse of stft, cut to exactly `length` samples. u (B, 2, H, F) -> x (B, length). Thesis §5.1.1, ledger 14.
-
-    Overlap-add: windowed frames, summed where they lie over each other, over the summed squares of the window. This is
-    torch.istft without its check on the host, for which a GPU would have to wait at every call.
-    """
-    window = _hann(n_fft, u.device, u.dtype)
-    spectrum = torch.view_as_complex(u.permute(0, 3, 2, 1).contiguous())                    # (B, F, H) complex
-    x = _overlap_add(torch.fft.irfft(spectrum, n_fft) * window)                             # (B, (F + 3) hop)
-    cut = slice(n_fft // 2, n_fft // 2 + length)                                            # the centred frames' padding off
-    return x[:, cut] / _envelope(n_fft, u.shape[3], u.device, u.dtype)[:, cut]
+    """Inverse of stft, exactly `length` samples. u (B, 2, H, W) -> x (B, L). §5.1.1, ledger 14."""
+    window = torch.hann_window(n_fft, device=u.device, dtype=u.dtype)
+    spectrum = torch.view_as_complex(u.permute(0, 2, 3, 1).contiguous())  # (B, H, W) complex
+    return torch.istft(spectrum, n_fft, window=window, length=length)
 
 
-def _overlap_add(frames):
-    """Sum frames (B, F, n_fft) where they overlap, frame f starting at f * hop: (B, (F + 3) hop), hop = n_fft/4."""
-    quarters = frames.unflatten(2, (4, -1))                                                 # (B, F, 4, hop)
-    return sum(F.pad(quarters[:, :, j], (0, 0, j, 3 - j)) for j in range(4)).flatten(1)
-
-
-@lru_cache
-def _envelope(n_fft, n_frames, device, dtype):
-    return _overlap_add(_hann(n_fft, device, dtype).square().expand(1, n_frames, n_fft))    # (1, (F + 3) hop)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Encoder and decoder (thesis §5.1.1, Figure 5.1). Only the time axis is down-sampled; H stays.
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Encoder and decoder (thesis §5.1.1, Figure 5.1): only time is down-sampled, H stays ----
 
 def n_downsampling(length, latent_width):
-    """Number n of halving blocks: 2^n is the largest power of two not above L / (2 · latent_width), and n >= 1."""
+    """Number n of halvings: 2^n is the largest power of two up to L / (2 · latent_width), n >= 1.
+
+    So latent_width is an aim, not a promise: W is between one and two times as wide.
+    """
     return max(1, int(math.log2(max(1, round(length / (2 * latent_width))))))
 
 
 class ResidualBlock(nn.Module):
-    """x + (LeakyReLU - Conv 3x3 - LeakyReLU - Conv 1x1). Thesis §5.1.1."""
+    """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv 1x1). Thesis §5.1.1."""
 
     def __init__(self, width, kernel, norm):
         super().__init__()
-        # NOTE(ledger 2): the text has 3x3 twice, the code behind the tables 1x1; --residual-kernel 3.
-        # NOTE(ledger 20): the text has a BatchNorm in between, and with it the published recon is missed by far on small
-        # sets; --residual-norm 1.
-        self.convs = nn.Sequential(nn.LeakyReLU(), nn.Conv2d(width, width, 3, padding=1),
-                                   nn.BatchNorm2d(width) if norm else nn.Identity(),
-                                   nn.LeakyReLU(inplace=True), nn.Conv2d(width, width, kernel, padding=kernel // 2))
+        # NOTE(ledger 2): the text has 3x3 twice, the program 1x1 second; --residual-kernel 3.
+        self.convs = nn.Sequential(
+            nn.LeakyReLU(), nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width) if norm else nn.Identity(),
+            nn.LeakyReLU(inplace=True), nn.Conv2d(width, width, kernel, padding=kernel // 2))
 
     def forward(self, x):
         return x + self.convs(x)
 
 
-class ReplicatePad(nn.Module):
-    """One more row and column on each side, equal to their neighbours. (Autocast would go by float32 on a CPU.)"""
-
-    def forward(self, u):
-        with torch.autocast(u.device.type, enabled=False):
-            return F.pad(u, (1, 1, 1, 1), mode="replicate")
-
-
 class Encoder(nn.Module):
-    """u (B, 2, H, F) -> z (B, D, H, W) with W about F / 2^n. Thesis §5.1.1, Figure 5.1."""
+    """u (B, 2, H, W) -> z (B, D, H, W / 2^n). Thesis §5.1.1, Figure 5.1."""
 
-    def __init__(self, n, width=64, residual_kernel=1, residual_norm=0):
+    def __init__(self, n, width=64, residual_kernel=1, residual_norm=True):
         super().__init__()
-        down = [nn.Sequential(ReplicatePad(), nn.Conv2d(2 if i == 0 else width, width, (3, 4), (1, 2)),
+        down = [nn.Sequential(nn.Conv2d(2 if i == 0 else width, width, (3, 4), (1, 2), 1,
+                                        padding_mode="replicate"),
                               nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)) for i in range(n)]
-        residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm), nn.BatchNorm2d(width))
-                    for _ in range(4)]
+        residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm),
+                                  nn.BatchNorm2d(width)) for _ in range(4)]
         self.blocks = nn.Sequential(*down, *residual)
 
     def forward(self, u):
@@ -155,365 +88,507 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z (B, D, H, W) -> u^ (B, 2, H, frames): the encoder mirrored, then a bilinear resize. Thesis §5.1.1."""
+    """z (B, D, H, W') -> u^ (B, 2, H, frames): the encoder mirrored, then resized. Thesis §5.1.1."""
 
-    def __init__(self, n, width=64, residual_kernel=1, residual_norm=0):
+    def __init__(self, n, width=64, residual_kernel=1, residual_norm=False):
         super().__init__()
-        residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm), nn.BatchNorm2d(width))
-                    for _ in range(4)]
-        up = [nn.Sequential(nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1), nn.BatchNorm2d(width),
-                            nn.LeakyReLU(inplace=True)) for _ in range(n - 1)]
+        residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm),
+                                  nn.BatchNorm2d(width)) for _ in range(4)]
+        up = [nn.Sequential(nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1),
+                            nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)) for _ in range(n - 1)]
+        # n + 1 doublings, one more than the encoder halves; the resize takes it back (ledger 31).
         self.blocks = nn.Sequential(*residual, *up, nn.ConvTranspose2d(width, 2, (3, 4), (1, 2), 1),
-                                    nn.ConvTranspose2d(2, 2, (3, 4), (1, 2), 1))   # n + 1 doublings: twice too wide
+                                    nn.ConvTranspose2d(2, 2, (3, 4), (1, 2), 1))
 
     def forward(self, z, frames):
         u = self.blocks(z)
-        return F.interpolate(u, size=(u.shape[2], frames), mode="bilinear", align_corners=True)  # ledger 21
+        return F.interpolate(u, (u.shape[2], frames), mode="bilinear", align_corners=True)  # ledger 21
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Vector quantisation (thesis §2.6.3 eq. 2.13, §5.1.1; moving averages: van den Oord et al. 2017, appendix A.1)
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Vector quantisation (thesis §2.6.3; moving averages: van den Oord et al. 2017, appendix A.1) ----
 
 class VectorQuantizer(nn.Module):
-    """Nearest code by Euclidean distance, straight-through gradient, codebook moved by exponential moving averages.
+    """Nearest code, straight-through gradient, a codebook that follows its vectors' moving average.
 
-    forward: z (B, D, H, W) float32 -> z_q like z, indices int64 (B, H, W), commitment loss (scalar mean, eq. 4.1).
-    In training mode the codebook moves after it was used; in eval mode nothing moves. No gradient reaches the codebook.
+    z (B, D, H, W) float32 -> z_q like z, indices int64 (B, H, W), commitment loss (mean, eq. 4.1).
+    In training mode the codebook moves after it was used, in eval mode nothing does. No gradient
+    reaches it: eq. 4.1's first half, sg[z] against z_q, is what the moving average minimises.
     """
 
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
         super().__init__()
         self.decay, self.eps = decay, eps
-        codebook = torch.randn(n_codes, dim)                     # the scale of z, which leaves a BatchNorm (ledger 22)
-        self.register_buffer("codebook", codebook)               # (K, D) e_k = sums_k / smoothed counts_k
-        # NOTE(ledger 4): the authors start at 0, and a code that batch 1 does not use is divided by about 1e-5.
-        self.register_buffer("counts", torch.full((n_codes,), initial_count))   # (K) N_k, moving average of uses
-        self.register_buffer("sums", codebook.clone())           # (K, D) m_k, moving average of the z that chose k
+        codebook = torch.randn(n_codes, dim)                     # scale of z, which leaves a BatchNorm
+        self.register_buffer("codebook", codebook)               # (K, D) e_k = sums_k / counts_k
+        # NOTE(ledger 4): from 0, a code that batch 1 does not use is divided by about 1e-5 and comes
+        # back only after some 100 steps; --ema-initial-count 0.
+        self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))   # (K) N_k
+        self.register_buffer("sums", codebook.clone())           # (K, D) m_k
 
     def distances(self, z):
-        """Squared Euclidean distance of every vector of z (B, D, H, W) to every code: (B, H, W, K)."""
-        flat = z.permute(0, 2, 3, 1)                                                          # (B, H, W, D)
-        return flat.square().sum(-1, keepdim=True) - 2 * flat @ self.codebook.T + self.codebook.square().sum(1)
+        """Squared Euclidean distance of each vector of z (B, D, H, W) to each code: (B, H, W, K)."""
+        flat = z.permute(0, 2, 3, 1)                                                 # (B, H, W, D)
+        return (flat.square().sum(-1, keepdim=True) - 2 * flat @ self.codebook.T
+                + self.codebook.square().sum(1))
 
     def lookup(self, indices):
         """Codes of indices (B, H, W) as z_q (B, D, H, W)."""
         return self.codebook[indices].permute(0, 3, 1, 2)
 
     def forward(self, z):
-        indices = self.distances(z.detach()).argmin(-1)                                       # (B, H, W), eq. 2.13
+        indices = self.distances(z.detach()).argmin(-1)                              # eq. 2.13
         z_q = self.lookup(indices)
-        commitment = F.mse_loss(z, z_q)                          # mean of |z - sg[z_q]|^2; z_q carries no gradient
+        commitment = F.mse_loss(z, z_q)                          # |z - sg[z_q]|^2 of eq. 4.1
         if self.training:
-            self._update(z.detach(), indices)                    # makes a new codebook, z_q keeps the old values
-        return z_q + (z - z.detach()), indices, commitment       # straight-through: value z_q exactly, gradient to z
+            self._update(z.detach(), indices)                    # a new codebook; z_q keeps the old
+        # Straight-through: the value is exactly z_q, the gradient goes to z as if it were not there.
+        return z_q + (z - z.detach()), indices, commitment
 
     @torch.no_grad()
     def _update(self, z, indices):
-        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])                                  # (B*H*W, D)
-        one_hot = F.one_hot(indices.flatten(), len(self.codebook)).to(flat.dtype)             # (B*H*W, K)
+        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])                         # (B*H*W, D)
+        one_hot = F.one_hot(indices.flatten(), len(self.codebook)).to(flat.dtype)    # (B*H*W, K)
         self.counts.lerp_(one_hot.sum(0), 1 - self.decay)        # N_k = 0.9 N_k + 0.1 n_k
-        self.sums.lerp_(one_hot.T @ flat, 1 - self.decay)        # m_k = 0.9 m_k + 0.1 sum of z that chose k
-        total = self.counts.sum()
-        smoothed = (self.counts + self.eps) / (total + len(self.counts) * self.eps) * total   # Laplace: never 0
+        self.sums.lerp_(one_hot.T @ flat, 1 - self.decay)        # m_k = 0.9 m_k + 0.1 sum of its z
+        total = self.counts.sum()                                # Laplace smoothing: no count is 0
+        smoothed = (self.counts + self.eps) / (total + len(self.counts) * self.eps) * total
         self.codebook.copy_(self.sums / smoothed[:, None])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Self-supervision (thesis §3.3). Both losses need the square sum of a P x P matrix A^T B of features, A, B (batch, P).
-# |A^T B|_F^2 = trace(A^T B B^T A) = <A A^T, B B^T>: two batch x batch Gram matrices give the same number and gradient in
-# O(B^2 P) time without the P x P matrix; the diagonal (a_i . b_i) is a column sum, and off-diagonal = all - diagonal.
-# ---------------------------------------------------------------------------------------------------------------------
-
-class _GramProduct(torch.autograd.Function):
-    """<A A^T, B B^T> = |A^T B|_F^2 of a, b (B, P). Its gradient, 2 B B^T A and 2 A A^T B, reuses the Gram matrices."""
-
-    @staticmethod
-    def forward(ctx, a, b):
-        gram_a = a @ a.T                                         # (B, B)
-        gram_b = gram_a if b is a else b @ b.T
-        ctx.save_for_backward(a, b, gram_a, gram_b)
-        ctx.same = b is a
-        return (gram_a * gram_b).sum()
-
-    @staticmethod
-    def backward(ctx, g):
-        a, b, gram_a, gram_b = ctx.saved_tensors
-        if ctx.same:
-            return 4 * g * (gram_a @ a), None
-        return 2 * g * (gram_b @ a), 2 * g * (gram_a @ b)
-
-
-def _off_diagonal_square_sum(a, b):
-    """Sum over i != j of (a_i . b_j)^2 for the columns of a, b (B, P), by Gram matrices (see above); and the diagonal."""
-    diagonal = (a * b).sum(0)                                    # (P) c_ii
-    return _GramProduct.apply(a, b) - diagonal.square().sum(), diagonal
-
+# ---- Self-supervision (thesis §3.3) ----
 
 def _unit_columns(z):
-    """Centre each feature over the batch and scale it to length 1 (eq. 3.8, 3.11). (B, P) -> (B, P)."""
+    """Each feature centred over the batch and scaled to length 1 (eq. 3.8, 3.11). (B, P) -> (B, P)."""
+    # NOTE(ledger 26): eq. 3.11 as printed divides each row by its norm; its sentence says features.
     z = z - z.mean(0)
     return z * (z * z).sum(0).clamp_min(1e-24).rsqrt()
 
 
+def _off_diagonal_and_diagonal(a, b):
+    """Sum over i != j of c_ij^2, and c_ii (P), of C = a^T b; a, b (B, P), without the P x P matrix."""
+    c_ii = (a * b).sum(0)
+    # |a^T b|_F^2 = <a a^T, b b^T>: two B x B Gram matrices give the same number and gradient.
+    return ((a @ a.T) * (b @ b.T)).sum() - c_ii.square().sum(), c_ii
+
+
 def barlow_twins_loss(z1, z2, lambd=0.005):
-    """Barlow Twins: sum (1 - c_ii)^2 + lambd * sum_{i != j} c_ij^2. z1, z2 (B, P) float -> scalar. Eq. 3.7, 3.8."""
-    off_diagonal, c_ii = _off_diagonal_square_sum(_unit_columns(z1), _unit_columns(z2))
+    """sum_i (1 - c_ii)^2 + lambd sum_{i != j} c_ij^2 of projections (B, P) -> scalar. Eq. 3.7, 3.8.
+
+    c_ii to 1: both views say the same. c_ij to 0: no two features do.
+    """
+    off_diagonal, c_ii = _off_diagonal_and_diagonal(_unit_columns(z1), _unit_columns(z2))
     return (1 - c_ii).square().sum() + lambd * off_diagonal
 
 
 def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma=1.0, eps=1e-4):
-    """VIbCReg: lambda s(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')]. z1, z2 (B, P) float -> scalar. Eq. 3.9-3.15.
+    """lambda s(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')] of (B, P) -> scalar. Eq. 3.9 to 3.15."""
+    def v(z):                                                    # eq. 3.10: a std of gamma at least,
+        return F.relu(gamma - torch.sqrt(z.var(0) + eps)).mean() # or all series could be one point
 
-    s is the mean over batch and features (ledger 5) and C has no 1/(B-1) (ledger 6): the weights were tuned for these.
-    """
-    def v(z):                                                    # eq. 3.10: each feature's std stays at gamma or above
-        return F.relu(gamma - torch.sqrt(z.var(0) + eps)).mean()
-
-    def c(z):                                                    # eq. 3.14: mean square of off-diagonal correlations
+    def c(z):                                                    # eq. 3.14: features differ
         unit = _unit_columns(z)
-        return _off_diagonal_square_sum(unit, unit)[0] / z.shape[1] ** 2
+        return _off_diagonal_and_diagonal(unit, unit)[0] / z.shape[1] ** 2
 
-    # NOTE(ledger 5): eq. 3.9 sums over features; --similarity-weight 102400 (25 * P) gives that.
-    # NOTE(ledger 6): eq. 3.13 divides by B-1; --covariance-weight (100 / (B-1)^2) gives that.
-    return similarity * F.mse_loss(z1, z2) + variance * (v(z1) + v(z2)) + covariance * (c(z1) + c(z2))
+    # NOTE(ledger 5): eq. 3.9 sums over features; --similarity-weight 102400 (25 P) gives that.
+    # NOTE(ledger 6): eq. 3.13 has 1/(B-1); --covariance-weight 100 / (B-1)^2 gives that.
+    return (similarity * F.mse_loss(z1, z2) + variance * (v(z1) + v(z2))
+            + covariance * (c(z1) + c(z2)))
 
 
 def iter_norm(z, groups=64, iterations=5, eps=1e-5):
-    """Iterative whitening of feature groups over the batch. z (B, P) float32 -> (B, P). Thesis §3.3.2; Huang et al. 2019.
+    """Whiten feature groups over the batch. z (B, P) float -> (B, P). §3.3.2; Huang et al. 2019.
 
-    Newton's iteration P_{k+1} = (3 P_k - P_k^3 S) / 2 drives P_k to S^{-1/2}, S the group's covariance over its trace.
-    No running averages: the projector is thrown away after training. Raises ValueError where groups does not divide P.
+    Raises ValueError where groups does not divide P. No running averages: only training needs it.
     """
     B, P = z.shape
     if P % groups:
         raise ValueError(f"iter_norm: {groups} groups do not divide {P} features")
-    x = (z - z.mean(0)).T.reshape(groups, P // groups, B)                                     # (G, d, B)
+    x = (z - z.mean(0)).T.reshape(groups, P // groups, B)                            # (G, d, B)
     eye = torch.eye(P // groups, dtype=z.dtype, device=z.device)
-    covariance = x @ x.transpose(1, 2) / B + eps * eye                                        # (G, d, d)
-    trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]                        # (G, 1, 1)
+    covariance = x @ x.transpose(1, 2) / B + eps * eye                               # (G, d, d)
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]               # (G, 1, 1)
     s, p = covariance / trace, eye.expand_as(covariance)
+    # Newton's iteration drives p to s^{-1/2} and needs no eigenvectors, whose gradient explodes where
+    # eigenvalues meet. Five rounds whiten the strong directions and leave the noise of the weak.
     for _ in range(iterations):
         p = 1.5 * p - 0.5 * (p @ p @ p) @ s
     return (p @ x / trace.sqrt()).reshape(P, B).T
 
 
 class Projector(nn.Module):
-    """Linear - BN - ReLU twice, Linear, for VIbCReg then IterNorm in groups of 64 with a learned scale and shift.
+    """Linear - BN - ReLU twice, Linear, for VIbCReg then IterNorm in groups of 64 with scale and shift.
 
-    Takes views (B, in_dim), gives as many (B, dim). The products run over all views at once, since reading the weights
-    costs more than using them; each view keeps its own batch statistics. Thesis §4.1.1, §5.1.1.
+    Takes views (B, in_dim), gives a list of (B, dim). One product for all views, as reading the
+    weights costs more than using them; each view has its own batch statistics. Thesis §4.1.1, §5.1.1.
     """
 
     def __init__(self, in_dim=128, dim=4096, whiten=False):
         super().__init__()
-        self.linears = nn.ModuleList([nn.Linear(in_dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)])
+        self.linears = nn.ModuleList([nn.Linear(n, dim) for n in (in_dim, dim, dim)])
         self.norms = nn.ModuleList([nn.BatchNorm1d(dim, track_running_stats=False) for _ in range(2)])
         self.whiten = whiten
         if whiten:
-            if dim % 64:
-                raise InputError(f"--projector-dim {dim}: IterNorm needs a multiple of 64")
             self.scale, self.shift = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, *views):
-        h = torch.cat(views)                                                                  # (views * B, in_dim)
+        h = torch.cat(views)                                                         # (views * B, in)
         for linear, norm in zip(self.linears, self.norms):
             h = torch.cat([norm(view) for view in linear(h).chunk(len(views))]).relu_()
-        out = [z.float() for z in self.linears[2](h).chunk(len(views))]
+        views = [z.float() for z in self.linears[2](h).chunk(len(views))]            # (B, P) each
         if self.whiten:
-            with torch.autocast(h.device.type, enabled=False):   # covariances stay float32
-                out = [iter_norm(z, z.shape[1] // 64) * self.scale + self.shift for z in out]
-        return out
+            with torch.autocast(h.device.type, enabled=False):                       # in float32
+                views = [iter_norm(z, z.shape[1] // 64) * self.scale + self.shift for z in views]
+        return views
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The two-branch model (thesis §4.1, Figure 4.1)
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- The model (thesis §4.1, Figure 4.1) ----
 
 def pool(z):
     """Global average and max pool, concatenated: z (B, D, H, W) -> (B, 2D). Thesis §4.1.1."""
-    return torch.cat([z.mean((2, 3)), z.amax((2, 3))], dim=1)
+    # z_q has ties. adaptive_max_pool2d sends the gradient to one of them, amax would split it
+    # (ledger 29): the published gradient, cosine 1.0 instead of 0.9.
+    return torch.cat([z.mean((2, 3)), F.adaptive_max_pool2d(z, 1).flatten(1)], dim=1)
+
+
+class Band(nn.Module):
+    """Some rows of u with an encoder, a codebook and a decoder of their own."""
+
+    def __init__(self, config, length, rows, latent_width):
+        super().__init__()
+        n, norm = n_downsampling(length, latent_width), config.residual_norm
+        self.rows = slice(*rows)                                 # of the H frequency bins
+        # NOTE(ledger 20): the text has BatchNorm in both, the program in the encoder alone.
+        self.encoder = Encoder(n, config.width, config.residual_kernel, norm != "none")
+        self.decoder = Decoder(n, config.width, config.residual_kernel, norm == "both")
+        self.quantizer = VectorQuantizer(config.n_codes, config.width, config.ema_decay,
+                                         config.ema_initial_count)
 
 
 class NCVQVAE(nn.Module):
-    """Original branch: a VQ-VAE on the STFT. Augmented branch: the same encoder and decoder, not quantised. §4.1.1.
+    """NC-VQVAE of thesis §4.1 on series of `length`; a naive one has no augmented branch.
 
-    `length` is that of the series; with_projector=False leaves out what only training needs.
+    with_projector=False leaves out what only training needs. Lists hold one entry per band.
     """
 
     def __init__(self, config, length, with_projector=True):
         super().__init__()
-        if config.method not in METHODS:
-            raise InputError(f"method {config.method!r}: not one of {', '.join(METHODS)}")
-        self.config, self.length, self.frames = config, length, length // (config.n_fft // 4) + 1
-        n = n_downsampling(length, config.latent_width)
-        self.encoder = Encoder(n, config.width, config.residual_kernel, config.residual_norm)
-        self.decoder = Decoder(n, config.width, config.residual_kernel, config.residual_norm)
-        self.quantizer = VectorQuantizer(config.n_codes, config.width, config.ema_decay, config.ema_initial_count)
+        self.config, self.length = config, length
+        self.bands = nn.ModuleList([Band(config, length, (0, config.n_fft // 2 + 1), config.latent_width)])
         if with_projector and config.method != "naive":
-            self.projector = Projector(2 * config.width, config.projector_dim, whiten=config.method == "vibcreg")
+            self.projector = Projector(2 * config.width * len(self.bands), config.projector_dim,
+                                       whiten=config.method == "vibcreg")
 
     def _autocast(self, x):
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def encode(self, x):
-        """x (B, L) -> u (B, 2, H, F), z (B, D, H, W), both float32."""
+        """x (B, L) -> u (B, 2, H, W) and [z (B, D, H, W')], float32."""
         u = stft(x, self.config.n_fft)
         with self._autocast(x):
-            z = self.encoder(u)
-        return u, z.float()
+            z = [band.encoder(u[:, :, band.rows]) for band in self.bands]
+        return u, [z_k.float() for z_k in z]
+
+    def quantize(self, z):
+        """[z] -> [z_q], tokens int64 (B, N) frequency-major, band k's ids + K k, commitment loss."""
+        z_q, indices, commitment = zip(*(band.quantizer(z_k) for band, z_k in zip(self.bands, z)))
+        tokens = [i.flatten(1) + k * self.config.n_codes for k, i in enumerate(indices)]
+        return z_q, torch.cat(tokens, 1), sum(commitment)
 
     def decode(self, z):
-        """z or z_q (B, D, H, W) -> u^ (B, 2, H, F), x^ (B, L), both float32."""
-        with self._autocast(z):
-            u = self.decoder(z, self.frames)
+        """[z] or [z_q] -> u^ (B, 2, H, W), x^ (B, L), float32. The STFT is linear: one inverse."""
+        frames = self.length // (self.config.n_fft // 4) + 1
+        with self._autocast(z[0]):
+            u = torch.cat([band.decoder(z_k, frames) for band, z_k in zip(self.bands, z)], dim=2)
         u = u.float()
         return u, istft(u, self.config.n_fft, self.length)
 
-    def ssl_loss(self, z_q, z_aug):
-        """eta * L_SSL of eq. 4.5 on the pooled z_q (straight-through) and z'."""
+    def ssl_loss(self, z1, z2):
+        """eta · L_SSL of eq. 4.5 between two lists of latents, pooled and projected."""
         c = self.config
-        with self._autocast(z_q):
-            p1, p2 = self.projector(pool(z_q), pool(z_aug))                                   # (B, P) each
-        if c.method == "barlow":
-            return c.ssl_weight / c.projector_dim * barlow_twins_loss(p1, p2, c.barlow_lambda)
-        return c.ssl_weight * 0.01 * vibcreg_loss(p1, p2, c.similarity_weight, c.variance_weight, c.covariance_weight)
+        with self._autocast(z1[0]):
+            p1, p2 = self.projector(*(torch.cat([pool(z_k) for z_k in z], 1) for z in (z1, z2)))
+        if c.method == "barlow":                                 # eta = 1/P: as many terms as features
+            return c.eta / c.projector_dim * barlow_twins_loss(p1, p2, c.barlow_lambda)
+        return c.eta * 0.01 * vibcreg_loss(p1, p2, c.similarity_weight, c.variance_weight,
+                                           c.covariance_weight)
 
     def forward(self, x, x_aug=None):
-        """The loss of eq. 4.5 and its terms. x, x_aug (B, L) -> scalar, dict of detached scalars, indices (B, H, W).
+        """Eq. 4.5 of x and its view x' (B, L) -> loss, its terms (detached), tokens (B, N).
 
-        x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3 alone.
+        x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3.
         """
+        c = self.config
         u, z = self.encode(x)
-        z_q, indices, commitment = self.quantizer(z)
+        z_q, tokens, commitment = self.quantize(z)
         u_hat, x_hat = self.decode(z_q)
-        recon_time, recon_freq = F.mse_loss(x_hat, x), F.mse_loss(u_hat, u)                   # eq. 4.2
-        # eq. 4.1: the codebook's own half is the moving average, the commitment is what the encoder feels
-        loss = recon_time + recon_freq + self.config.beta * commitment                        # eq. 4.3
-        terms = dict(recon_time=recon_time, recon_freq=recon_freq, commitment=commitment)
+        terms = dict(recon_time=F.mse_loss(x_hat, x), recon_freq=F.mse_loss(u_hat, u),     # eq. 4.2
+                     commitment=c.beta * commitment)                                       # eq. 4.1
         if x_aug is not None:
-            u_aug, z_aug = self.encode(x_aug)                    # a pass of its own: its own BatchNorm statistics
+            u_aug, z_aug = self.encode(x_aug)                    # a pass with its own BatchNorm statistics
             u_aug_hat, x_aug_hat = self.decode(z_aug)
-            recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)           # eq. 4.4
-            ssl = self.ssl_loss(z_q, z_aug)
-            loss = loss + ssl + self.config.zeta * recon_aug                                  # eq. 4.5
-            terms |= dict(recon_aug=recon_aug, ssl=ssl)
-        return loss, {"loss": loss.detach(), **{k: v.detach() for k, v in terms.items()}}, indices
+            # Without it the encoder could please the SSL loss by forgetting the view: "severe
+            # overfitting" (§4.1.1). It also shows the decoder series that the data does not have.
+            recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)        # eq. 4.4
+            # z_q against z': the codes themselves are pulled, and x' needs no codes of its own.
+            terms |= dict(recon_aug=c.zeta * recon_aug, ssl=self.ssl_loss(z_q, z_aug))
+        loss = sum(terms.values())                                                         # eq. 4.5
+        return loss, {k: v.detach() for k, v in terms.items()}, tokens
+
+    def codebook(self):
+        """The codes of all bands: (K, D)."""
+        return torch.cat([band.quantizer.codebook for band in self.bands])
 
     @torch.no_grad()
-    def tokens(self, x):
-        """Token indices of x (B, L): int64 (B, N), N = H * W, frequency-major."""
-        return self.quantizer.distances(self.encode(x)[1]).argmin(-1).flatten(1)
+    def tokens(self, x, temperature=0.0, generator=None):
+        """Token ids of x (B, L), nearest codes or drawn from softmax(-d^2 / temperature): int64 (B, N)."""
+        ids = []
+        for k, (band, z_k) in enumerate(zip(self.bands, self.encode(x)[1])):
+            logits = -band.quantizer.distances(z_k).flatten(1, 2)                          # (B, N, K)
+            if temperature > 0:                  # Gumbel noise makes the argmax a draw
+                uniform = torch.rand(logits.shape, generator=generator, device=x.device).clamp_min(1e-20)
+                logits = logits / temperature - torch.log(-torch.log(uniform))
+            ids.append(logits.argmax(-1) + k * self.config.n_codes)
+        return torch.cat(ids, 1)
 
     @torch.no_grad()
     def series(self, tokens):
-        """Series decoded from token indices (B, N) by the stage-1 codebook: (B, L), standardised units."""
+        """Series decoded from token ids (B, N) by the stage-1 codebook: (B, L), standardised units."""
         H = self.config.n_fft // 2 + 1
-        return self.decode(self.quantizer.lookup(tokens.reshape(len(tokens), H, -1)))[1]
+        return self.decode([self.bands[0].quantizer.lookup(tokens.unflatten(1, (H, -1)))])[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Training: one loop's worth of optimiser, batches, log and resume, for stage 1, prior, FCN ----
 
-def check_stage1(config):
-    """Refuse a combination that could not train, before anything is read or written."""
-    if config.method not in METHODS:
-        raise InputError(f"--method {config.method}: not one of {', '.join(METHODS)}")
-    if (config.method == "naive") != (config.augmentation == "none"):
-        raise InputError(f"--method {config.method} --augmentation {config.augmentation}: naive takes none, barlow and "
-                         f"vibcreg take {', '.join(AUGMENTATIONS)} (join several by +)")
-    for name in config.augmentation.split("+") if config.method != "naive" else ():
-        if name not in AUGMENTATIONS:
-            raise InputError(f"--augmentation {name}: not one of {', '.join(AUGMENTATIONS)} (join several by +)")
-    if config.n_fft < 4 or config.n_fft % 4:
-        raise InputError(f"--n-fft {config.n_fft}: not a multiple of 4, the hop is a quarter of it")
-    check_precision(config)
+class Training:
+    """Iterates over index batches (B,); `update` makes a step of each. A run that was interrupted, even
+    by kill -9, goes on from its resume file and ends bit for bit as if nothing had happened (on a CPU).
+
+    sizes: n series, batch, epochs, steps (instead of epochs where not 0), lr, weight_decay, seed.
+    identity: plain values that say what is trained; a resume file of something else is refused.
+    A last batch of one series is dropped: BatchNorm and the SSL losses have no variance there.
+    """
+    SECONDS = 60                                                 # between two resume files
+
+    def __init__(self, folder, stage, model, identity, *, n, batch, epochs, steps, lr, weight_decay, seed):
+        self.folder, self.stage, self.model, self.identity = Path(folder), stage, model, identity
+        self.device = next(model.parameters()).device
+        self.generator = torch.Generator(self.device).manual_seed(seed)      # batches and all draws
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
+        self.n, self.batch, self.lr = n, min(batch, n), lr
+        self.per_epoch = math.ceil(n / self.batch) - (n % self.batch == 1)
+        self.total = steps or epochs * self.per_epoch
+        self.every = max(1, self.total // 200)                   # about 200 logged steps
+        self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), ""
+        self.seconds_before, self.resume = 0.0, self.folder / f"{stage}.resume.pt"
+        if self.resume.exists():
+            self._go_on()
+        self.first, self.started, self.saved = self.step, time.time(), time.time()
+        self._start_log()
+
+    def __iter__(self):
+        while self.step < self.total:
+            start = self.step % self.per_epoch * self.batch
+            if start == 0:
+                self.order = torch.randperm(self.n, generator=self.generator, device=self.device)
+            yield self.order[start:start + self.batch]
+            if time.time() - self.saved > self.SECONDS:          # everything of this step is done
+                self._save()
+
+    def update(self, loss, **terms):
+        """Backward and an optimiser step at the cosine's learning rate (§5.1.1); logs terms now and then."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        if self.due:
+            self.log(loss=loss.detach(), **terms)
+
+    @property
+    def due(self):
+        """Is the step just taken one that is logged?"""
+        return self.step % self.every == 0 or self.step in (1, self.total)
+
+    def validates(self, epochs):
+        """Did the step just taken end the schedule or a multiple of `epochs` epochs? 0: never."""
+        return epochs > 0 and (self.step == self.total or self.step % (epochs * self.per_epoch) == 0)
+
+    def log(self, **values):
+        """Write floats of the step just taken to log.jsonl and the progress line; NaN stops the run."""
+        values = {k: float(v) for k, v in values.items()}
+        epoch = (self.step - 1) // self.per_epoch + 1
+        text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+        if not all(math.isfinite(v) for v in values.values()):
+            raise InputError(f"{self.stage}: loss is not finite at step {self.step} (epoch {epoch}): {text}; "
+                             f"before: {self.last or 'nothing'}. Try a smaller learning rate")
+        self.last = f"step {self.step} {text}"
+        line = json.dumps(dict(stage=self.stage, step=self.step, epoch=epoch, **values)) + "\n"
+        try:
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(line)
+        except OSError as error:
+            raise InputError(f"{self.folder}/log.jsonl: cannot be written ({reason(error)}); mend that, "
+                             "then run the same command again") from None
+        if self.step % (10 * self.every) == 0 or self.step == self.total:     # some twenty lines
+            rate = (self.step - self.first) / (time.time() - self.started)
+            print(f"{self.stage} step {self.step}/{self.total} epoch {epoch} | {text} | {rate:.1f} steps/s, "
+                  f"{(self.total - self.step) / rate / 60:.1f} min left", file=sys.stderr, flush=True)
+
+    def finish(self, path, **extra):
+        """Write the checkpoint: identity, weights without the projector's, step, seconds, extra."""
+        state = {k: v.cpu() for k, v in self.model.state_dict().items() if not k.startswith("projector.")}
+        self._write(path, state, state=state, **extra)
+        self.resume.unlink(missing_ok=True)
+
+    def _write(self, path, weights, **content):
+        if not all(v.isfinite().all() for v in weights.values()):
+            raise InputError(f"{self.stage}, step {self.step}: weights are no longer finite and are not "
+                             "written; what was there is intact. Try a smaller learning rate")
+        content |= dict(identity=self.identity, step=self.step,
+                        seconds=self.seconds_before + time.time() - self.started)
+        write_atomic(path, lambda file: torch.save(content, file))
+
+    def _save(self):
+        weights = self.model.state_dict()
+        self._write(self.resume, weights, model=weights, optimizer=self.optimizer.state_dict(),
+                    generator=self.generator.get_state(), order=self.order)
+        self.saved = time.time()
+
+    def _go_on(self):
+        state = load_checkpoint(self.resume)
+        check_same(self.resume, state.get("identity"), self.identity)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            self.order = state["order"].to(self.device)
+            self.step, self.seconds_before = state["step"], state["seconds"]
+        except Exception as error:               # of another device type, or of another program
+            raise InputError(f"{self.resume}: does not go on here on {self.device} ({reason(error)}); go on "
+                             "where it was interrupted, or remove it") from None
+
+    def _start_log(self):
+        path, kept = self.folder / "log.jsonl", []
+        # Steps logged after the resume file was written will be logged again: drop them.
+        for record in read_log(self.folder):
+            if record.get("stage") != self.stage or record.get("step", 0) <= self.step:
+                kept.append(json.dumps(record))
+        kept.append(json.dumps(dict(
+            event="start", stage=self.stage, from_step=self.step, argv=sys.argv, device=str(self.device),
+            python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
+            commit=git_commit(), time=time.strftime("%Y-%m-%dT%H:%M:%S"), **self.identity)))
+        write_atomic(path, lambda file: file.write(("\n".join(kept) + "\n").encode()))
 
 
-def train_step(model, optimizer, x, x_aug=None):
-    """One optimiser step on a batch x, x_aug (B, L). Returns NCVQVAE.forward's terms and indices."""
-    optimizer.zero_grad()
-    loss, terms, indices = model(x, x_aug)
-    loss.backward()
-    optimizer.step()
-    return terms, indices
+def read_log(run_dir):
+    """The records of a run's log.jsonl, [] where there is none; lines that a crash cut are left out."""
+    path, records = Path(run_dir) / "log.jsonl", []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return [r for r in records if isinstance(r, dict)]
+
+
+@torch.no_grad()
+def encode_split(model, x, batch=256):
+    """One pass of a split x (n, L) through stage 1, in the mode the model is in; eval moves nothing.
+
+    Returns CPU tensors: pooled z_q (n, D), tokens (n, N), x_hat (n, L), errors (n, 2), the MSE of each
+    series and of its STFT, eq. 4.2.
+    """
+    device, parts = next(model.parameters()).device, []
+    for part in x.split(batch):
+        u, z = model.encode(part := part.to(device))
+        z_q, tokens, _ = model.quantize(z)
+        u_hat, x_hat = model.decode(z_q)
+        errors = torch.stack([(x_hat - part).square().mean(1), (u_hat - u).square().mean((1, 2, 3))], 1)
+        pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)
+        parts.append([t.cpu() for t in (pooled, tokens, x_hat, errors)])
+    return dict(zip(("pooled", "tokens", "x_hat", "errors"), map(torch.cat, zip(*parts))))
 
 
 def train_stage1(run_dir, config, dataset=None, device=None):
-    """Train stage 1 and write run_dir/stage1.pt; a finished run returns at once, an interrupted one goes on.
+    """Train stage 1, write run_dir/config.json and stage1.pt. -> NCVQVAE in eval mode.
 
-    dataset is loaded from config.dataset (and UCR_DIR) where not given. Returns the trained NCVQVAE in eval mode.
+    A finished stage returns at once, an interrupted one goes on; other settings or data are refused.
     """
-    check_stage1(config)
-    run_dir, device = Path(run_dir), device or pick_device()
-    path = run_dir / "stage1.pt"
-    if path.exists():
-        check_same(path, "the finished run", load_checkpoint(path).get("config", {}), plain(config))
-        return load_stage1(run_dir, device)[0]
-    dataset = dataset or load_dataset(config.dataset, os.environ.get("UCR_DIR", "datasets"))
+    run_dir, device = Path(run_dir), device or pick_device(config.precision)
+    dataset = dataset or load_dataset(config.dataset)
     if dataset.length < config.n_fft:
         raise InputError(f"{dataset.name}: length {dataset.length} is under --n-fft {config.n_fft}")
+    path = run_dir / "stage1.pt"
+    if path.exists():
+        model, _ = load_stage1(run_dir, device, config, dataset)
+        write_json(run_dir / "config.json", asdict(config))
+        print(f"{path}: finished before, with these settings and data", file=sys.stderr)
+        return model
 
-    # All of this stage's randomness: weights from the global generator, batches and augmentations from one of our own.
+    # All randomness: weights from the global generator, the rest from the one that Training holds.
     torch.manual_seed(config.seed)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    # channels_last: the STFT's channels lie innermost already, and convolutions over so few rows run faster that way.
-    model = NCVQVAE(config, dataset.length).to(device, memory_format=torch.channels_last)
-    optimizer = adamw(model, config.stage1_lr, config.stage1_weight_decay)
-    batches = Batches(len(dataset.x_train), config.stage1_batch, generator)
-    total = config.stage1_steps or config.stage1_epochs * batches.per_epoch
-    resume = Resume(run_dir / "stage1.resume.pt", {**plain(config), "sha256": dataset.sha256}, generator,
-                    model, optimizer, batches)
-    write_json(run_dir / "config.json", read_json(run_dir / "config.json") | {"stage1": plain(config)})
-    log = Log(run_dir, "stage1", total, resume, device, dataset.sha256)
-
-    x_train = dataset.x_train.to(device)                         # the whole set lives on the device
+    model = NCVQVAE(config, dataset.length).to(device)
+    if device.type != "mps":                     # wrong gradients there; elsewhere rows this short
+        model.to(memory_format=torch.channels_last)          # convolve faster that way
+    identity = {**config.behind("stage1"), "sha256": dataset.sha256}
+    training = Training(run_dir, "stage1", model, identity, n=len(dataset.x_train), seed=config.seed,
+                        batch=config.stage1_batch, epochs=config.stage1_epochs, lr=config.stage1_lr,
+                        steps=config.stage1_steps, weight_decay=config.stage1_weight_decay)
+    write_json(run_dir / "config.json", asdict(config))
+    x_train, x_test = dataset.x_train.to(device), dataset.x_test.to(device)   # the whole set
     model.train()
-    update = Recorded(partial(train_step, model, optimizer), device)
-    for step in range(resume.step, total):
-        x = x_train[next(batches)]                                                            # (B, L)
-        views = (x,) if config.method == "naive" else (x, augment(x, config.augmentation, generator))
-        set_lr(optimizer, config.stage1_lr * cosine(step, total))
-        terms, indices = update(*views)
-        if log.due(step + 1):
-            codes = len(indices.unique())
-            log(step + 1, step // batches.per_epoch + 1, **terms, codes=codes)
-            if codes == 1:
-                print(f"WARNING: step {step + 1}: every token is the same code; the codebook collapsed. Try another "
-                      "--seed, a smaller --stage1-lr or --ema-initial-count 1", file=sys.stderr)
-        resume.save_when_due(step + 1)
-
-    model.eval()
-    state = {k: v.cpu() for k, v in model.state_dict().items() if not k.startswith("projector.")}
-    checkpoint = dict(config=plain(config), state=state, step=total, data=dataset.info(), seconds=resume.seconds())
-    write_atomic(path, lambda file: torch.save(checkpoint, file))
-    resume.remove()
-    return model
+    for rows in training:
+        x = x_train[rows]                                                                  # (B, L)
+        views = [] if config.method == "naive" else [augment(x, config.augmentation, training.generator)]
+        loss, terms, tokens = model(x, *views)
+        training.update(loss, **terms)
+        if training.due and len(tokens.unique()) == 1:
+            print(f"WARNING: step {training.step}: every token is the same code; the codebook collapsed. "
+                  "Try another --seed, a smaller --stage1-lr or --ema-initial-count 1", file=sys.stderr)
+        if training.validates(config.validate_epochs):
+            model.eval()
+            training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
+            model.train()
+    training.finish(path, data=dataset.info())
+    return load_stage1(run_dir, device)[0]
 
 
-def load_stage1(run_dir, device=None):
-    """The trained tokenizer of a run folder: NCVQVAE in eval mode without projector, and its checkpoint's dict."""
-    path = Path(run_dir) / "stage1.pt"
+def load_model(path, result, build, device=None, config=None, dataset=None):
+    """A finished model in eval mode, and its checkpoint's dict. build(config, checkpoint) -> module.
+
+    Where config and dataset are given, a model made with other settings or data is refused.
+    """
     checkpoint = load_checkpoint(path)
+    if config and dataset:
+        check_same(path, checkpoint.get("identity"), {**config.behind(result), "sha256": dataset.sha256})
     try:
-        model = NCVQVAE(Stage1Config(**checkpoint["config"]), checkpoint["data"]["length"], with_projector=False)
+        made_with = Config(**{k: v for k, v in checkpoint["identity"].items() if k != "sha256"})
+        model = build(made_with, checkpoint)
         model.load_state_dict(checkpoint["state"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: no stage-1 checkpoint of this program ({str(error).splitlines()[0][:120]}); remove "
-                         "it and run stage 1 again") from None
-    return model.to(device or pick_device()).eval().requires_grad_(False), checkpoint
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: no checkpoint of this program ({reason(error)}); remove it and run "
+                         "its stage again") from None
+    device = device or pick_device(made_with.precision)
+    return model.to(device).eval().requires_grad_(False), checkpoint
+
+
+def load_stage1(run_dir, device=None, config=None, dataset=None):
+    """The trained tokenizer of a run folder: NCVQVAE without projector, and its checkpoint's dict."""
+    def build(made_with, checkpoint):
+        return NCVQVAE(made_with, checkpoint["data"]["length"], with_projector=False)
+    return load_model(Path(run_dir) / "stage1.pt", "stage1", build, device, config, dataset)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train stage 1 (tokenization).", allow_abbrev=False)
+    parser = Parser(description="Train stage 1 (tokens). The later stages read RUN/config.json, which "
+                    "this writes: all flags belong here.", allow_abbrev=False)
     parser.add_argument("run_dir", help="output folder of the run")
-    parser.add_argument("--preset", default="thesis", help=f"one of {', '.join(PRESETS)}; flags override it")
-    add_flags(parser, Stage1Config)
-    given = parser.parse_args()
-    config = make_config(Stage1Config, PRESETS, given.preset, given)
-    with hold(given.run_dir):
-        train_stage1(given.run_dir, config)
+    add_flags(parser)
+    args = parser.parse_args()
+    config = make_config(args)
+    with hold(args.run_dir):
+        train_stage1(args.run_dir, config)
 
 
 if __name__ == "__main__":

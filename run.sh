@@ -1,25 +1,24 @@
 #!/usr/bin/env bash
-# bash run.sh                                                 toy: naive against vibcreg-warp, table and figures
-# bash run.sh DATASET [METHOD [AUGMENTATION [SEED]]] [--flag value ...]      each position takes a comma list
-# bash run.sh test [--slow]                                   the tests
+# bash run.sh                                       toy: naive against vibcreg-warp, table and figures
+# bash run.sh DATASET [METHOD [AUGMENTATION [SEED]]] [--flag value ...]   positions take comma lists
+# bash run.sh test [--slow]                         the tests
 #
 #   DATASET       toy, a UCR name, or the path of an .npz with X_train, y_train, X_test, y_test
-#   METHOD        naive, barlow, vibcreg                        [vibcreg]
-#   AUGMENTATION  warp, slice, gauss, ... joined by +           [slice; naive runs once, without]
+#   METHOD        naive, barlow, vibcreg                                               [vibcreg]
+#   AUGMENTATION  warp, slice, gauss, ... joined by +                 [slice; naive runs without]
 #   SEED          [1]
-#   --dry-run     print one command per run instead (for xargs -P, GNU parallel, a Slurm array)
-#   --stages 1    stop after stage 1 and its probes             --preset thesis|fast|toy    the schedule
-#   other flags   go to the stage whose config has them: python ncvqvae.py --help, prior.py train --help, evaluate.py run --help
+#   --dry-run     print one command a run instead: for xargs -P, GNU parallel, a Slurm array
+#   --stages 1    stop after stage 1 and its probes      --preset thesis | fast | toy
+#   other flags   every setting of a run: python ncvqvae.py --help
 #
-# UCR_DIR: folder of the archive [datasets]. OUT: output folder [runs]. DEVICE: cuda, mps, cpu. PYTHON: the interpreter.
+# UCR_DIR: the archive's folder [datasets]. OUT [runs]. DEVICE: cuda, cuda:1, cpu, mps. PYTHON.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-out=${OUT:-runs}
+refuse() { echo "run.sh: $1" >&2; exit 2; }
 
 # Python: what is there if it has the dependencies, else a .venv with them.
-have() { "$1" -c 'import importlib.util as u, sys
-sys.exit(any(u.find_spec(m) is None for m in ("torch", "numpy", "sklearn", "pytest", "matplotlib")))' 2>/dev/null; }
 python=${PYTHON:-python3}
+have() { "$1" -c 'import torch, numpy, sklearn, pytest, matplotlib' 2>/dev/null; }
 if ! have "$python"; then
     if ! have "$here/.venv/bin/python"; then
         echo "run.sh: installing requirements.txt into .venv" >&2
@@ -29,79 +28,44 @@ if ! have "$python"; then
     python=$here/.venv/bin/python
 fi
 
-if [ "${1:-}" = test ]; then
-    shift
-    fast=(-m "not slow")
-    if [ "${1:-}" = --slow ]; then fast=(); shift; fi
-    cd "$here" && exec "$python" -m pytest -q -o markers=slow test_ncvqvae.py "${fast[@]+"${fast[@]}"}" "$@"
-fi
+case ${1:-} in
+    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$here/run.sh"; exit ;;
+    test) shift
+        slow=(-m "not slow"); [ "${1:-}" = --slow ] && { slow=(-m "slow or not slow"); shift; }
+        cd "$here" && exec "$python" -m pytest -q -o markers=slow "${slow[@]}" "$@" test_ncvqvae.py benchmarks ;;
+esac
 
-# Positions first, flags after.
-positions=() flags=() dry=0 stages=2
-while [ $# -gt 0 ]; do
-    case $1 in
-        -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$here/run.sh"; exit ;;
-        --dry-run) dry=1 ;;
-        --*=*) flags+=("$1"); [ "${1%%=*}" = --stages ] && stages=${1#*=} ;;
-        --*) [ $# -gt 1 ] || { echo "run.sh: $1 needs a value" >&2; exit 2; }
-             flags+=("$1=$2"); [ "$1" = --stages ] && stages=$2; shift ;;
-        *) [ ${#flags[@]} -eq 0 ] || { echo "run.sh: $1 stands behind a flag; positions come first" >&2; exit 2; }
-           positions+=("$1") ;;
-    esac
-    shift
-done
-if [ ${#positions[@]} -gt 4 ]; then echo "run.sh: too many positions: ${positions[*]}" >&2; exit 2; fi
-if [ ${#positions[@]} -eq 0 ]; then positions=(toy naive,vibcreg warp 1); fi
+# Positions first, then flags.
+positions=() dry=0 flags=()
+while [ $# -gt 0 ] && [[ $1 != --* ]]; do positions+=("$1"); shift; done
+for flag in "$@"; do [ "$flag" = --dry-run ] && dry=1 || flags+=("$flag"); done
+[ ${#positions[@]} -gt 0 ] || positions=(toy naive,vibcreg warp)
+[ ${#positions[@]} -le 4 ] || refuse "too many positions: ${positions[*]}"
 IFS=, read -ra datasets <<<"${positions[0]}"
-IFS=, read -ra methods <<<"${positions[1]:-vibcreg}"
-IFS=, read -ra augmentations <<<"${positions[2]:-slice}"
-IFS=, read -ra seeds <<<"${positions[3]:-1}"
-for method in "${methods[@]}"; do
-    case $method in naive | barlow | vibcreg) ;;
-        *) echo "run.sh: METHOD $method: not one of naive, barlow, vibcreg" >&2; exit 2 ;; esac
-done
-for seed in "${seeds[@]}"; do
-    case $seed in '' | *[!0-9]*) echo "run.sh: SEED $seed: not a whole number" >&2; exit 2 ;; esac
-done
+methods=${positions[1]:-vibcreg} augmentations=${positions[2]:-slice} seeds=${positions[3]:-1}
+[ ${#datasets[@]} -gt 0 ] || refuse "DATASET is empty"
+"$python" "$here/data.py" "$methods" "$augmentations" "$seeds" ${flags[@]+"${flags[@]}"} || exit 2
 
-# Which stage each flag belongs to; an unknown one is refused here, before anything runs.
-routed=$("$python" "$here/evaluate.py" route --augmentations="$(IFS=+; echo "${augmentations[*]}")" "${flags[@]+"${flags[@]}"}") || exit 2
-{ read -r flags1; read -r flags2; read -r flags3; } <<<"$routed" || true     # a last empty line is no failure
-
-one() { # DATASET METHOD AUGMENTATION SEED: the three stages of a run; each skips what is finished
-    local name run preset=
-    name=$(basename "$1" .npz)
-    run=$out/$name/$2-$3/seed$4
-    [ "$1" = toy ] && preset=--preset=toy                      # a --preset among the flags comes later and wins
-    echo "== $run" >&2
-    eval "\"\$python\" \"\$here/ncvqvae.py\" \"\$run\" --dataset=\"\$1\" --method=$2 --augmentation=$3 --seed=$4 $preset $flags1" || return
-    if [ "$stages" != 1 ]; then
-        eval "\"\$python\" \"\$here/prior.py\" train \"\$run\" $preset $flags2" || return
-    fi
-    eval "\"\$python\" \"\$here/evaluate.py\" run \"\$run\" $preset $flags3"
-    finished+=("$run")
-}
-
-finished=() failed=0
-for dataset in "${datasets[@]}"; do
-    for seed in "${seeds[@]}"; do
-        for method in "${methods[@]}"; do
-            augs=("${augmentations[@]}")
-            [ "$method" = naive ] && augs=(none)
-            for augmentation in "${augs[@]}"; do
-                if [ $dry = 1 ]; then
-                    printf '%q ' bash "$here/run.sh" "$dataset" "$method" "$augmentation" "$seed" "${flags[@]+"${flags[@]}"}"
-                    echo
-                else
-                    one "$dataset" "$method" "$augmentation" "$seed" || failed=$((failed + 1))
-                fi
-            done
-        done
+runs=() failed=0
+trap 'exit 130' INT                                        # one Ctrl-C ends the whole grid
+for dataset in "${datasets[@]}"; do for seed in ${seeds//,/ }; do for method in ${methods//,/ }; do
+    for augmentation in $([ "$method" = naive ] && echo none || echo "${augmentations//,/ }"); do
+        name=$(basename -- "$dataset" .npz) seed=$((10#$seed))
+        run=${OUT:-runs}/$name/$method-$augmentation/seed$seed
+        command=("$python" "$here/ncvqvae.py" "--dataset=$dataset" "--method=$method"
+                 "--augmentation=$augmentation" "--seed=$seed" ${flags[@]+"${flags[@]}"} -- "$run")
+        if [ $dry = 1 ]; then
+            printf '%q ' bash "$here/run.sh" "$dataset" "$method" "$augmentation" "$seed" ${flags[@]+"${flags[@]}"}
+            echo; continue
+        fi
+        echo "== $run" >&2
+        if "${command[@]}" && "$python" "$here/prior.py" train -- "$run" &&
+            "$python" "$here/evaluate.py" run -- "$run"
+        then runs+=("$run"); else failed=$((failed + 1)); fi
     done
-done
-[ $dry = 1 ] && exit
-if [ ${#finished[@]} -gt 0 ]; then
-    "$python" "$here/evaluate.py" compare "${finished[@]}"
-    echo "figures: $out/*/*/seed*/figures/"
+done; done; done
+if [ ${#runs[@]} -gt 0 ]; then
+    "$python" "$here/evaluate.py" compare -- "${runs[@]}"
+    echo "figures: ${OUT:-runs}/*/*/seed*/figures/"
 fi
-[ $failed = 0 ] || { echo "run.sh: $failed of $((failed + ${#finished[@]})) runs failed; the same command goes on with them" >&2; exit 1; }
+[ $failed = 0 ] || { echo "run.sh: $failed of $((failed + ${#runs[@]})) runs failed; the same command goes on" >&2; exit 1; }
