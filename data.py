@@ -3,13 +3,13 @@
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
 From top to bottom: every setting of a run and the parser made from it; reading, the toy set,
-download; augmentations; what all stages share around a run folder. Nothing here knows a model.
+download; augmentations; what the stages share around a run folder. Nothing here knows a model.
 
     python -c "import data; print(data.load_dataset('toy').x_train.shape)"       # (1000, 128)
 
 Letters: B batch, L length, n series.
 """
-import argparse, contextlib, ctypes, fcntl, hashlib, inspect, io, json, math, os, re, shutil
+import argparse, contextlib, fcntl, hashlib, inspect, io, itertools, json, math, os, re, shutil
 import socket, subprocess, sys, urllib.request, zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,33 +27,33 @@ THESIS_SETS = {
     "SonyAIBORobotSurface1": (20, 601, 2, 70, 11198277), "Mallat": (55, 2345, 8, 1024, 11197731),
     "SonyAIBORobotSurface2": (27, 953, 2, 65, 11198290),
 }
-MAX_ROW = 4_000_000       # characters in a row (about 200,000 numbers): more is no UCR file
-MAX_DOWNLOAD = 500 << 20  # bytes
-
+MAX_ROW, MAX_DOWNLOAD = 4_000_000, 500 << 20     # characters in a row, bytes: more is no UCR set
 
 class InputError(ValueError):
     """What the user can mend, in one line: file or flag, value, mend. Commands print it, exit 1."""
 
+def refuse(wrong, message):
+    """Raise InputError(message) where something is wrong."""
+    if wrong:
+        raise InputError(message)
 
-# ---- Settings: `ncvqvae.py RUN --flags` writes RUN/config.json, the later stages read it there ----
+# ---- Settings: `ncvqvae.py RUN --flags` writes RUN/config.json, which later stages read ----
 
 def number(default, low, high):
-    """A field with inclusive bounds. nan lies between no two numbers and is refused like the rest."""
+    """A field with inclusive bounds. nan lies between no two numbers, so it is refused too."""
+    kinds = (int,) if type(default) is int else (int, float)
     return field(default=default, metadata=dict(
-        wanted=f"{'a whole number' if type(default) is int else 'a number'} from {low} to {high}",
-        right=lambda value: type(value) in (int, type(default)) and low <= value <= high))
+        wanted=f"{'a whole' if kinds == (int,) else 'a'} number from {low} to {high}",
+        right=lambda value: type(value) in kinds and low <= value <= high))
 
-
-def choice(default, *others):
-    """A field with a few values."""
-    return field(default=default, metadata=dict(
-        wanted="one of " + ", ".join(map(str, (default, *others))),
-        right=lambda value: value in (default, *others)))
-
+def choice(*values):
+    """A field with a few values, the first of which is the default."""
+    return field(default=values[0], metadata=dict(
+        wanted=f"one of {', '.join(map(str, values))}", right=lambda value: value in values))
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run; the comment behind a field is its --help. InputError: a wrong value."""
+    """Every setting of a run; a field's comment is its --help. Raises InputError."""
     # The run and stage 1
     dataset: str = "toy"                         # toy, a UCR name, or the path of an own .npz
     method: str = choice("naive", "barlow", "vibcreg")  # §4.1.1, §3.3.1, §3.3.2
@@ -64,9 +64,9 @@ class Config:
     stage1_steps: int = number(0, 0, 10**9)      # optimiser steps instead of epochs where not 0
     stage1_batch: int = number(128, 2, 10**6)    # §5.1.1; BatchNorm needs two series
     stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
-    stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; the authors' config: 1e-3 (ledger 3)
+    stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
     n_fft: int = number(8, 4, 4096)              # §5.1.1; hop n_fft/4
-    width: int = number(64, 1, 4096)             # D: channels of encoder and decoder, size of a code
+    width: int = number(64, 1, 4096)             # D: channels, and size of a code
     latent_width: int = number(8, 1, 10**6)      # frames of z aimed at; text: 32 (ledger 1)
     residual_kernel: int = choice(1, 3)          # second convolution of a residual block (ledger 2)
     residual_norm: str = choice("encoder", "both", "none")  # BatchNorm in it (ledger 20)
@@ -74,7 +74,7 @@ class Config:
     ema_decay: float = number(0.9, 0, 0.999999)  # of the codebook's moving averages (§5.1.1)
     ema_initial_count: float = number(1.0, 0, 1e9)  # uses of each code at the start (ledger 4)
     beta: float = number(1.0, 0, 1e9)            # commitment, eq. 4.1
-    eta: float = number(1.0, 0, 1e9)             # factor on eta of eq. 4.5: 1/P barlow, 0.01 vibcreg
+    eta: float = number(1.0, 0, 1e9)             # factor on eq. 4.5's: 1/P, 0.01
     zeta: float = number(0.1, 0, 1e9)            # augmented reconstruction, eq. 4.5
     barlow_lambda: float = number(0.005, 0, 1e9) # redundancy reduction, eq. 3.7
     similarity_weight: float = number(25.0, 0, 1e9)  # lambda of eq. 3.15, on a mean (ledger 5)
@@ -110,73 +110,66 @@ class Config:
 
     def __post_init__(self):
         for f in fields(self):
-            if f.metadata and not f.metadata["right"](getattr(self, f.name)):
-                raise InputError(f"--{f.name.replace('_', '-')} {getattr(self, f.name)}: should be "
-                                 f"{f.metadata['wanted']}")
-        given = f"--method {self.method} --augmentation {self.augmentation}: "
-        names = set(self.augmentation.split("+"))
-        for wrong, message in (
-            ((self.method == "naive") != (names == {"none"}), given + "naive takes none, others a view"),
-            (not names <= {"none", *AUGMENTATIONS}, given + "should be of " + ", ".join(AUGMENTATIONS)),
-            (self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, a hop is n_fft/4"),
-            (self.method == "vibcreg" and self.projector_dim % 64,
-             f"--projector-dim {self.projector_dim}: should be a multiple of 64, a group of IterNorm"),
-            (self.prior_hidden % self.prior_heads,
-             f"--prior-heads {self.prior_heads}: should divide --prior-hidden {self.prior_hidden}"),
-            (not self.stage1_epochs + self.stage1_steps, "--stage1-epochs 0: nothing to train"),
-            (not self.stage2_epochs + self.stage2_steps, "--stage2-epochs 0: nothing to train"),
-        ):
-            if wrong:
-                raise InputError(message)
+            value, right = getattr(self, f.name), f.metadata.get("right", lambda v: type(v) is str)
+            refuse(not right(value), f"--{f.name.replace('_', '-')} {value}: should be "
+                                     f"{f.metadata.get('wanted', 'a name')}")
+        names, known = set(self.augmentation.split("+")), ", ".join(AUGMENTATIONS)
+        view = f"--method {self.method} --augmentation {self.augmentation}: should be "
+        refuse((self.method == "naive") != (names == {"none"}), view + "none for naive alone")
+        refuse(names - {"none", *AUGMENTATIONS}, view + f"of {known}, joined by +")
+        refuse(self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, hop is n_fft/4")
+        refuse(self.method == "vibcreg" and self.projector_dim % 64,
+               f"--projector-dim {self.projector_dim}: should be a multiple of 64, for IterNorm")
+        refuse(self.prior_hidden % self.prior_heads, f"--prior-heads {self.prior_heads}: should "
+                                                     f"divide --prior-hidden {self.prior_hidden}")
+        refuse(not self.stage1_epochs + self.stage1_steps, "--stage1-epochs 0: nothing to train")
+        refuse(not self.stage2_epochs + self.stage2_steps, "--stage2-epochs 0: nothing to train")
 
     def behind(self, result):
-        """The fields that a result depends on, as a dict. result: stage1, stage2 or metrics."""
-        values = asdict(self)
-        names = [name for name in values if name not in ("stages", "validate_epochs")]  # move nothing
+        """The fields that "stage1", "stage2", "fcn" or "metrics" depend on, as a dict."""
+        kept = {k: v for k, v in asdict(self).items() if k not in ("stages", "validate_epochs")}
+        names = list(kept)
+        if result == "fcn":
+            return {k: v for k, v in kept.items() if k.startswith("fcn_") or k in ("precision", "seed")}
         end = {"stage1": names.index("stage2_epochs"), "stage2": names.index("decode_steps")}
-        return {name: values[name] for name in names[:end.get(result)]}
-
+        return {name: kept[name] for name in names[:end.get(result)]}
 
 PRESETS = {                                      # field values, nothing more; a given flag wins
     "thesis": {},
-    # Chosen on held-out train series, with the first edition's model (results/fast.md).
-    "fast": dict(stage1_steps=800, stage1_lr=3e-3, stage2_steps=800, fcn_epochs=300, cas_epochs=100),
+    # Chosen on held-out series of train splits, for the first edition's model (results/fast.md).
+    "fast": dict(stage1_steps=800, stage1_lr=3e-3, stage2_steps=800, fcn_epochs=300,
+                 cas_epochs=100),
     "toy": dict(stage1_steps=300, stage1_lr=3e-3, stage1_batch=64, projector_dim=1024,
-                stage2_steps=800, stage2_lr=2e-3, stage2_batch=64, prior_hidden=128,
+                stage2_steps=600, stage2_lr=2e-3, stage2_batch=64, prior_hidden=128,
                 fcn_epochs=25, cas_epochs=15),
 }
 
-
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses a wrong call in one line instead of a page of usage."""
+    """Refuses a wrong call in one line instead of a page of usage."""
 
     def error(self, message):
         raise InputError(f"{message}; see --help")
 
-
-def add_flags(parser, first="dataset", last=None, left_out=()):
-    """--preset and a --flag per field from first to last; helps are the comments in Config's source."""
+def add_flags(parser, first="dataset", last="fcn_weight_decay", left_out=()):
+    """--preset and a --flag per field from first to last; helps are Config's own comments."""
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
     names = [f.name for f in fields(Config)]
-    end = names.index(last) + 1 if last else len(names)
     parser.add_argument("--preset", choices=PRESETS, help="start values [toy: toy; else thesis]")
-    for f in fields(Config)[names.index(first):end]:
+    for f in fields(Config)[names.index(first):names.index(last) + 1]:
         if f.name not in left_out:
-            parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, metavar="VALUE",
-                                default=argparse.SUPPRESS,
-                                help=f"{comments[f.name]} [{f.default}]".replace("%", "%%"))
-
+            text = f"{comments[f.name]} [{f.default}]".replace("%", "%%")
+            parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, help=text,
+                                metavar="VALUE", default=argparse.SUPPRESS)
 
 def make_config(args, start=None, **fixed):
     """The Config of parsed flags: `start` or the preset, over it the flags, over them `fixed`."""
-    given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)} | fixed
-    preset = "toy" if given.get("dataset", Config.dataset) == "toy" else "thesis"
-    start = dict(start or {}) | (PRESETS[args.preset or preset] if args.preset or not start else {})
-    for stage in ("stage1", "stage2"):
-        if f"{stage}_epochs" in given:           # else the preset's steps would overrule them
-            start.pop(f"{stage}_steps", None)
-    return Config(**(start | given))
-
+    flags = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
+    flags |= fixed
+    preset = "toy" if flags.get("dataset", Config.dataset) == "toy" else "thesis"
+    start = start if start and not args.preset else (start or {}) | PRESETS[args.preset or preset]
+    # Epochs that are given win over a preset's steps.
+    steps = {f"{s}_steps": 0 for s in ("stage1", "stage2") if f"{s}_epochs" in flags}
+    return Config(**(start | steps | flags))
 
 # ---- Reading ----
 
@@ -196,181 +189,143 @@ class Dataset:
     y_test: torch.Tensor | None = None
 
     def info(self):
-        """The plain values a checkpoint keeps; Dataset(**info) is the set without its series."""
+        """What a checkpoint keeps, plain values; Dataset(**info) is the set without its series."""
         return {f.name: getattr(self, f.name) for f in fields(self)[:7]}
 
     def to_original(self, x):
-        """Standardised series (n, L) -> float64 NumPy (n, L) in the data's own units."""
+        """Standardised series (..., L) -> float64 NumPy (..., L) in the data's own units."""
         return x.double().numpy() * self.std + self.mean
 
     def label(self, word):
         """Index of the class that the data calls `word`. Raises InputError for an unknown one."""
         words, word = [str(c) for c in self.classes], str(parse_label(str(word)))
-        if word not in words:
-            raise InputError(f"class {word}: {self.name} has {', '.join(words) or 'no labels'}")
+        refuse(word not in words, f"class {word}: {self.name} has {', '.join(words) or 'none'}")
         return words.index(word)
-
 
 def parse_label(text):
     """Labels are numbers in most files ("1", "1.0", "1.0e+00" are one class), words in some."""
     for kind in (int, float):                    # int first: large ones stay apart
-        try:
-            value = kind("_" if "_" in text else text)     # Python reads "1_0" as 10
-        except ValueError:
-            continue
-        if math.isfinite(value):
-            return int(value) if value == int(value) else value
+        with contextlib.suppress(ValueError):
+            value = kind("_" if "_" in text else text)       # Python reads 1_0 as 10
+            if math.isfinite(value):
+                return int(value) if value == int(value) else value
     return text
-
 
 def read_split(path):
     """Read a UCR split: x float64 (n, L) and a list of n labels.
 
     .tsv (label first, tabs), .txt (label first, blanks), .ts (header, commas, `:label` last).
-    Raises InputError with file and row: not a number, unequal lengths, overlong, no rows, no UTF-8.
+    Raises InputError with file and row: no number, unequal lengths, overlong, no rows, no UTF-8.
     """
-    path, rows, labels, row = Path(path), [], [], 0
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # -sig: a BOM is no digit
-        while line := file.readline(MAX_ROW + 1):
-            row += 1
-            if len(line) > MAX_ROW or re.search("[\udc80-\udcff]", line):
-                raise InputError(f"{path}, row {row}: over {MAX_ROW:,} characters or not UTF-8; a row "
-                                 "is one series of numbers")
-            line = line.strip()
-            if not line or path.suffix == ".ts" and line[0] in "#@":
+    path, bodies, labels = Path(path), [], []
+    separator = {".ts": ",", ".tsv": "\t"}.get(path.suffix)          # None: blanks
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:     # -sig: skip a BOM
+        for row, line in enumerate(iter(lambda: file.readline(MAX_ROW), ""), 1):
+            refuse(len(line) == MAX_ROW or re.search("[\udc80-\udcff]", line),
+                   f"{path}, row {row}: {MAX_ROW:,} characters long, or not UTF-8")
+            if not (line := line.strip()) or path.suffix == ".ts" and line[0] in "#@":
                 continue
             if path.suffix == ".ts":
-                *body, label = line.rsplit(":", 1)           # another channel's colon is no number
-                cells = "".join(body).split(",")
+                body, _, label = line.rpartition(":")        # another channel's colon is no number
             else:
-                label, *cells = line.split("\t" if path.suffix == ".tsv" else None)
-            if strange := [c for c in cells if "_" in c]:    # Python reads 1_0 as 10
-                cells = ["x"]
-            try:
-                values = np.array(cells, dtype=np.float64)
-            except ValueError:
-                strange += [c for c in cells if isinstance(parse_label(c.strip()), str)]
-                raise InputError(f"{path}, row {row}: {strange[0][:40]!r} is not a number; mend or "
-                                 "remove the row. One channel, the label as the format has it") from None
-            if rows and len(values) != len(rows[0]):
-                raise InputError(f"{path}, row {row}: length {len(values)}, before it {len(rows[0])}; "
-                                 "cut or resample to one length")
-            rows.append(values)
+                label, body = [*line.split(separator, 1), ""][:2]
+            refuse(not body.strip(), f"{path}, row {row}: should be values and a label")
+            bodies.append(body)
             labels.append(label.strip())
-    if not rows:
-        raise InputError(f"{path}: no series in it; replace the file")
-    return np.stack(rows), labels
-
-
-def read_arrays(path):
-    """The arrays of an .npz by name, never unpickled. Raises InputError for whatever is not one."""
+    refuse(not bodies, f"{path}: no series in it; replace the file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: np.asarray(file[key]) for key in file.files}
-    except Exception as error:                   # damaged files make zipfile, zlib, numpy raise all
-        raise InputError(f"{path}: cannot be read as .npz ({reason(error)}); numpy.savez makes one") \
-            from None
-
-
-def as_series(x, where):
-    """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L). Raises InputError otherwise."""
-    x = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x
-    if x.ndim != 2 or x.dtype.kind not in "fiu":
-        raise InputError(f"{where}: {x.dtype} {x.shape}, expected numbers (n, L) or (n, 1, L); "
-                         "this is a univariate model")
-    return x.astype(np.float64)
-
+        return np.loadtxt(bodies, delimiter=separator, comments=None, ndmin=2), labels
+    except ValueError as error:
+        raise InputError(f"{path}, series (from 0): {reason(error)}; mend or remove it. Each is "
+                         "one channel of numbers, all of one length, and a label") from None
 
 def read_npz(path):
     """Own data X_train, y_train, X_test, y_test: [(x (n, L), labels or None)] of both splits."""
     arrays, splits = read_arrays(path), []
-    if not {"X_train", "X_test"} <= set(arrays) or ("y_train" in arrays) != ("y_test" in arrays):
-        raise InputError(f"{path}: has {sorted(arrays)}, needs X_train and X_test, and y_train and "
-                         "y_test or neither")
+    labelled = "y_train" in arrays or "y_test" in arrays
+    needed = ("X_train", "X_test", "y_train", "y_test")[:4 if labelled else 2]
+    refuse(not set(needed) <= set(arrays), f"{path}: has {[*arrays]}, needs {needed}")
     for split in ("train", "test"):
         x, y = as_series(arrays[f"X_{split}"], f"{path}, X_{split}"), arrays.get(f"y_{split}")
-        if y is not None and y.shape != x.shape[:1]:
-            raise InputError(f"{path}, y_{split}: shape {y.shape}, expected ({len(x)},)")
-        splits.append((x, None if y is None else [str(v) for v in
-                                                  (np.char.decode(y) if y.dtype.kind == "S" else y).tolist()]))
+        if labelled:
+            refuse(y.shape != x.shape[:1], f"{path}, y_{split}: {y.shape}, expected ({len(x)},)")
+            y = [str(v) for v in (np.char.decode(y) if y.dtype.kind == "S" else y).tolist()]
+        splits.append((x, y))
     return splits
 
+def as_series(x, where):
+    """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L); InputError for others."""
+    x = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x
+    refuse(x.ndim != 2 or x.dtype.kind not in "fiu", f"{where}: {x.dtype} {x.shape}, should be "
+                                                     "numbers (n, L) or (n, 1, L), one channel")
+    return x.astype(np.float64)
 
-def load_dataset(name, root=None, download=True):
-    """`toy`, a UCR set in root/NAME (root: $UCR_DIR or datasets; downloaded), or an own .npz's path.
+def load_dataset(name, root=None):
+    """`toy`, a UCR set in root/NAME (root: $UCR_DIR or datasets), or an own .npz's path -> Dataset.
 
-    Returns a Dataset. Raises InputError naming file and series: NaN, one class, under 2 series, a
-    length under 8, a label that the test split alone has, nothing to standardise (§5.2).
+    Raises InputError naming file and series: NaN, one class, under 2 series, a length under 8, a
+    label that the test split alone has, nothing to standardise. Thesis §5.2.
     """
-    root, path, complete, classes = root or os.environ.get("UCR_DIR") or "datasets", name, True, []
-    files = [f"{path}, X_train", f"{path}, X_test"]
-    if name == "toy":
+    root = root or os.environ.get("UCR_DIR") or "datasets"
+    files = f"{name}, train", f"{name}, test"
+    if name == "toy":      # less noise than Geurts' 1: a short schedule learns the prior too
         splits = [two_patterns(1000, 128, seed, noise=0.2) for seed in (0, 1)]
         splits = [(x.double().numpy(), [str(v) for v in y.tolist()]) for x, y in splits]
     elif name.endswith(".npz"):
-        name, splits = Path(path).stem, read_npz(path)
-    elif not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise InputError(f"dataset {name!r}: no UCR name, not toy, no path that ends in .npz")
+        splits, name = read_npz(name), Path(name).stem
     else:
-        if None in find_splits(name, root) and download:
+        refuse(not re.fullmatch(r"[A-Za-z0-9_-]+", name),
+               f"dataset {name!r}: should be toy, a UCR name, or a path that ends in .npz")
+        if None in find_splits(name, root):
             download_dataset(name, root)
-        if None in (files := find_splits(name, root)):
-            raise InputError(f"{name}: not in {root}")
+        files = find_splits(name, root)
         splits = [read_split(file) for file in files]
     (x_train, y_train), (x_test, y_test) = splits
-    if x_train.shape[1] != x_test.shape[1]:
-        raise InputError(f"{name}: length {x_train.shape[1]} in {files[0]}, {x_test.shape[1]} in "
-                         f"{files[1]}; cut or resample to one length")
-    if min(len(x_train), len(x_test)) < 2 or x_train.shape[1] < 8:
-        raise InputError(f"{name}: {len(x_train)} training and {len(x_test)} test series of length "
-                         f"{x_train.shape[1]}; at least 2 of length 8, an STFT frame, are needed")
+    (n, L), (m, L_test) = x_train.shape, x_test.shape
+    refuse(L != L_test or L < 8 or min(n, m) < 2,
+           f"{name}: {n} train series of length {L}, {m} test series of length {L_test}; should be "
+           "2 each at least, of one length of at least 8, an STFT frame")
+    classes = []
     if y_train is not None:
         parsed = [[parse_label(w) for w in y] for y in (y_train, y_test)]
-        if any(isinstance(v, str) for v in parsed[0] + parsed[1]):           # a mixture is words
-            parsed = [y_train, y_test]
-        classes = sorted(set(parsed[0]))
+        if any(isinstance(v, str) and v != "nan" for v in parsed[0] + parsed[1]):
+            parsed = [y_train, y_test]           # a mixture of numbers and words is words
+        index = {c: k for k, c in enumerate(sorted(set(parsed[0])))}
+        classes = list(index)
         for words, file in zip(parsed, files):
             for row, word in enumerate(words, 1):
-                if word not in classes or str(word).lower() in ("", "nan"):
-                    raise InputError(f"{name}: {file}, series {row} has label {word!r}; a label is a "
-                                     "number or a word that the train split shows. Mend or remove it")
-        if len(classes) < 2:
-            raise InputError(f"{name}: {files[0]} has the one class {classes[0]!r}, at least 2 are "
-                             "needed (an .npz without y_train and y_test trains without labels)")
-        y_train, y_test = (torch.tensor([classes.index(v) for v in y]) for y in parsed)
-    with np.errstate(all="ignore"):              # what overflows is caught below
+                refuse(word not in index or len(index) < 2 or str(word).lower() in ("", "nan"),
+                       f"{name}: {file}, series {row} has label {word!r}; should be one of at "
+                       f"least 2 that the train split shows: {classes}")
+        y_train, y_test = (torch.tensor([index[v] for v in y]) for y in parsed)
+    with np.errstate(all="ignore"):              # what overflows is refused here
         mean, std = float(x_train.mean()), float(x_train.std())
         scaled = [(x - mean) / std for x in (x_train, x_test)]
         for raw, x, file in zip((x_train, x_test), scaled, files):
-            if not (finite := np.isfinite(raw).all(1)).all():
-                raise InputError(f"{name}: {file}, series {int(finite.argmin()) + 1} holds NaN or inf; "
-                                 "fill the gap or remove it, nothing is filled silently")
-            if not 1e-13 * np.abs(x_train).max() < std < math.inf:      # float64 resolves 1e-16
-                raise InputError(f"{name}: {files[0]} has mean {mean:g} and standard deviation {std:g}: "
-                                 "nothing to standardise; rescale it or remove its offset")
-            if not (near := np.abs(x).max(1) < 1e9).all():   # its square would leave float32
-                raise InputError(f"{name}: {file}, series {int(near.argmin()) + 1} lies over 1e9 "
-                                 "standard deviations from the train split's mean; mend or remove it")
-    found = (len(x_train), len(x_test), len(classes), x_train.shape[1])
-    what = ("training series", "test series", "classes", "length")
-    for word, ours, thesis in zip(what, found, THESIS_SETS.get(name, found)):
-        if ours != thesis:
-            complete = False
-            print(f"WARNING: {name} is not the archive's: {word} {ours} of {thesis} (thesis Table "
-                  "5.2). Results are marked complete_data: false.", file=sys.stderr)
-    digest = hashlib.sha256()
-    for array in (x_train, x_test, y_train, y_test):
-        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+            finite, near = np.isfinite(raw).all(1), np.abs(x).max(1) < 1e9
+            refuse(not finite.all(), f"{name}: {file}, series {finite.argmin() + 1} holds NaN or "
+                                     "inf; fill the gap or remove it")
+            refuse(not 1e-13 * np.abs(x_train).max() < std < math.inf,   # float64 resolves 1e-16
+                   f"{name}: {files[0]} has mean {mean:g}, standard deviation {std:g}: nothing to "
+                   "standardise; rescale it or take off its offset")
+            refuse(not near.all(), f"{name}: {file}, series {near.argmin() + 1} lies over 1e9 "
+                                   "standard deviations from the train mean; mend or remove it")
+    found = (n, m, len(classes), L)
+    thesis = THESIS_SETS.get(name, found)[:4]
+    if found != thesis:
+        print(f"WARNING: {name}: train, test, classes, length are {found}, Table 5.2 has {thesis}; "
+              "complete_data is false", file=sys.stderr)
+    arrays = [np.asarray(a) for a in (x_train, x_test, y_train, y_test) if a is not None]
+    digest = hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
     x_train, x_test = (torch.from_numpy(x.astype(np.float32)) for x in scaled)
-    return Dataset(name, x_train.shape[1], mean, std, classes, complete, digest.hexdigest(),
-                   x_train, y_train, x_test, y_test)
-
+    return Dataset(name, L, mean, std, classes, found == thesis, digest, x_train, y_train, x_test,
+                   y_test)
 
 def two_patterns(n, length, seed, noise=1.0):
     """The process of Geurts (2002): noise with two steps, each up (-5, 5) or down (5, -5).
 
     x float32 (n, length) in original units, y int64 (n,) = 2 (first is up) + (second is up). Steps
-    have random place and width and do not overlap. Classes are balanced to within one series.
+    have random place and width, do not overlap; classes are balanced to within one series.
     """
     rng = np.random.default_rng(seed)
     x = noise * rng.standard_normal((n, length))
@@ -378,15 +333,15 @@ def two_patterns(n, length, seed, noise=1.0):
     least = length // 8                          # of a step's width
     for i in range(n):
         # Four cut points split the series into gap, step, gap, step, gap.
-        cuts = np.sort(rng.integers(0, length - 2 * least + 1, size=4)) + [0, least, least, 2 * least]
+        cuts = np.sort(rng.integers(0, length - 2 * least + 1, size=4))
+        cuts = cuts + [0, least, least, 2 * least]
         for begin, end, up in ((*cuts[:2], y[i] // 2), (*cuts[2:], y[i] % 2)):
             half = (begin + end) // 2
             x[i, begin:half] += -5 if up else 5
             x[i, half:end] += 5 if up else -5
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
 
-
-# ---- Download: both splits are read in a temporary folder before the folder gets its name ----
+# ---- Download: both splits are read in a temporary folder before they get their place ----
 
 def find_splits(name, root):
     """Paths of root/NAME/NAME_TRAIN.tsv (or .ts, .txt) and NAME_TEST; None for what is missing."""
@@ -394,62 +349,49 @@ def find_splits(name, root):
     return [next((p for s in (".tsv", ".ts", ".txt") if (p := Path(f"{stem}{s}")).is_file()), None)
             for stem in stems]
 
-
-def _fetch(url):
-    """Bytes behind a URL. A 202 without content is no file, nor is half of one."""
+def _fetch(url, folder):
+    """Put the file behind a URL into a folder, or both splits where it is a zip."""
     request = urllib.request.Request(url, headers={"User-Agent": "ncvqvae"})
     with urllib.request.urlopen(request, timeout=60) as reply:
-        body = reply.read(MAX_DOWNLOAD + 1)
-        if reply.status != 200 or not body or reply.length or len(body) > MAX_DOWNLOAD:
-            raise InputError(f"answered {reply.status}, {len(body)} bytes, {reply.length} missing")
-    return body
-
-
-def _from_aeon(host, name):
-    """{file name: bytes} of both splits out of the flat zip of timeseriesclassification.com."""
-    wanted = re.compile(rf"{name}_(TRAIN|TEST)\.(ts|txt)")   # exact flat names: ../x cannot climb out
-    with zipfile.ZipFile(io.BytesIO(_fetch(f"{host}/aeon-toolkit/{name}.zip"))) as archive:
-        return {m.filename: archive.read(m) for m in archive.infolist()
-                if wanted.fullmatch(m.filename) and m.file_size < MAX_DOWNLOAD}
-
-
-def _from_zenodo(host, name):
-    """{file name: bytes} of both splits from the set's Zenodo record."""
-    urls = {f"{name}_{split}.ts": f"{host}/records/{THESIS_SETS[name][4]}/files/{name}_{split}.ts"
-            for split in ("TRAIN", "TEST")}
-    return {file: _fetch(url) for file, url in urls.items()}
-
+        body = reply.read(MAX_DOWNLOAD)
+        refuse(reply.status != 200 or reply.length,          # a 202 without content, half a file
+               f"answered {reply.status}, {len(body)} bytes, {reply.length} missing")
+    if not url.endswith(".zip"):
+        return (folder / Path(url).name).write_bytes(body)
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        for member in archive.infolist():        # flat names alone: ../x cannot climb out
+            if re.fullmatch(rf"{folder.name}_(TRAIN|TEST)\.(ts|txt)", member.filename):
+                (folder / member.filename).write_bytes(archive.open(member).read(MAX_DOWNLOAD))
 
 def download_dataset(name, root):
-    """Download a UCR set into root/NAME from the first host whose files pass `read_split`.
+    """Download a UCR set into root/NAME from the first host ($UCR_MIRROR) with readable files.
 
-    $UCR_MIRROR replaces the hosts' addresses. Raises InputError with each host's reason and where
-    to put the files by hand; leaves nothing behind when it fails.
+    Raises InputError with each host's reason, and where to put the files by hand.
     """
-    reasons, final, mirror = [], Path(root) / name, os.environ.get("UCR_MIRROR")
-    staging = Path(root) / f".download-{os.getpid()}"
-    hosts = [(_from_aeon, "https://timeseriesclassification.com"), (_from_zenodo, "https://zenodo.org")]
-    for get, host in hosts if name in THESIS_SETS else hosts[:1]:
+    hosts = {"https://timeseriesclassification.com": [f"aeon-toolkit/{name}.zip"]}
+    if name in THESIS_SETS:
+        record = f"records/{THESIS_SETS[name][4]}/files/{name}"
+        hosts["https://zenodo.org"] = [f"{record}_TRAIN.ts", f"{record}_TEST.ts"]
+    reasons, final, staging = [], Path(root) / name, Path(root) / f".download-{os.getpid()}"
+    for host, paths in hosts.items():
+        print(f"{name}: downloading from {host}", file=sys.stderr)
         try:
-            print(f"{name}: downloading from {mirror or host}", file=sys.stderr)
-            files = get(mirror or host, name)
-            (staging / name).mkdir(parents=True, exist_ok=True)
-            for file, content in files.items():
-                (staging / name / file).write_bytes(content)
-            for split in find_splits(name, staging):
-                read_split(split or f"{name}_TRAIN or {name}_TEST in the zip")
-            final.mkdir(exist_ok=True)           # an incomplete folder is completed
+            (staging / name).mkdir(parents=True)
+            for path in paths:
+                _fetch(f"{os.environ.get('UCR_MIRROR') or host}/{path}", staging / name)
+            files = find_splits(name, staging)
+            refuse(None in files, f"has not both {name}_TRAIN and {name}_TEST")
             for file in files:
-                os.replace(staging / name / file, final / file)
-            return
+                read_split(file)
+            final.mkdir(exist_ok=True)           # an incomplete folder is completed
+            return [os.replace(file, final / file.name) for file in files]
         except Exception as error:               # hosts, zips and disks fail in many ways
             reasons.append(f"{host}: {reason(error)}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    raise InputError(f"{name}: not in {root} and cannot be downloaded ({'; '.join(reasons)}). Get it "
-                     "from www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone) and put "
+    raise InputError(f"{name}: not in {root} and no mirror has it ({'; '.join(reasons)}). Get it "
+                     "from www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone), put "
                      f"{name}_TRAIN.tsv and {name}_TEST.tsv into {final}/")
-
 
 # ---- Augmentations (thesis §5.1.1; drafts of the project thesis): x (B, L) -> (B, L) ----
 # On x's device, in its dtype, a fresh draw per series.
@@ -458,11 +400,12 @@ def _uniform(x, shape, low, high, generator):
     unit = torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype)
     return low + (high - low) * unit
 
+def _normal(x, shape, generator):
+    return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
 
 def amplitude_resize(x, generator=None, std=0.2):
-    """Multiply each series by 1 + N(0, std²): peaks of a class differ in height. Thesis §5.1.1."""
-    return x * (1 + std * torch.randn(x[:, :1].shape, generator=generator, device=x.device, dtype=x.dtype))
-
+    """Multiply each series by 1 + N(0, std^2): peaks of a class differ in height. §5.1.1."""
+    return x * (1 + std * _normal(x, (len(x), 1), generator))
 
 def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     """Slow a random window by U[low, high], interpolate back to length L. Thesis §5.1.1.
@@ -483,7 +426,6 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     left = left.long()
     return x.gather(1, left) * (1 - weight) + x.gather(1, left + 1) * weight
 
-
 def slice_and_shuffle(x, generator=None, pieces=4):
     """Cut each series at pieces - 1 random places and permute the pieces. Thesis §5.1.1.
 
@@ -497,22 +439,18 @@ def slice_and_shuffle(x, generator=None, pieces=4):
     piece = (i >= cuts[:, :, None]).sum(1)                           # (B, L) piece that i lies in
     return x.gather(1, (place.gather(1, piece) * L + i).argsort(1))  # by new place, then by old
 
-
 def gaussian_noise(x, generator=None, std=0.05):
-    """Add N(0, std²) to each point: high frequencies, which VQ-VAEs reconstruct worst. §5.1.1."""
-    return x + std * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-
+    """Add N(0, std^2) to each point: high frequencies, which VQ-VAEs reconstruct worst. §5.1.1."""
+    return x + std * _normal(x, x.shape, generator)
 
 def flip(x, generator=None):
     """Reverse time with probability 1/2. Drafts (ledger 24)."""
     return torch.where(_uniform(x, (len(x), 1), 0, 1, generator) < 0.5, x.flip(1), x)
 
-
 def slope(x, generator=None, limit=0.01):
     """Add a line through the origin, U[-limit, limit] per time step. Drafts."""
     time = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
     return x + _uniform(x, (len(x), 1), -limit, limit, generator) * time
-
 
 def phase_shift(x, generator=None, limit=math.pi / 4):
     """Add U[-limit, limit] to the phase of each bin and frame of an STFT. Drafts (ledger 23)."""
@@ -522,16 +460,11 @@ def phase_shift(x, generator=None, limit=math.pi / 4):
     turn = torch.polar(torch.ones_like(u.real), _uniform(x, u.shape, -limit, limit, generator))
     return torch.istft(u * turn, n_fft, window=window, length=x.shape[1])
 
-
 def roundtrip(x, generator=None):
-    """What the published views went through at last (ledger 18): the last L mod 8 samples are 0.
-
-    An STFT of n_fft 32 and hop 8 and its inverse are the identity, but not told the length, the
-    inverse ends with the last whole hop.
-    """
-    tail = x.shape[1] % 8
-    return torch.nn.functional.pad(x[:, :x.shape[1] - tail], (0, tail))
-
+    """What the published views went through at last (ledger 18): the last L mod 8 samples are 0."""
+    # An STFT of n_fft 32, hop 8 and its inverse are the identity, but the inverse, not told the
+    # length, ends with the last whole hop.
+    return torch.nn.functional.pad(x[:, :x.shape[1] // 8 * 8], (0, x.shape[1] % 8))
 
 AUGMENTATIONS = {
     "warp": lambda x, g: window_warp(amplitude_resize(x, g), g),
@@ -540,15 +473,12 @@ AUGMENTATIONS = {
     "jitter": lambda x, g: gaussian_noise(x, g, std=0.1),
 }
 
-
 def augment(x, spec, generator=None):
     """The view x' = T(x), x (B, L) -> (B, L); spec joins AUGMENTATIONS by +, applied in order."""
     for name in spec.split("+"):
-        if name not in AUGMENTATIONS:
-            raise InputError(f"augmentation {name!r}: should be of {', '.join(AUGMENTATIONS)}")
+        refuse(name not in AUGMENTATIONS, f"augmentation {name!r}: none of {[*AUGMENTATIONS]}")
         x = AUGMENTATIONS[name](x, generator)
     return x
-
 
 # ---- Around a run folder: device, files that are whole or not there, the lock ----
 
@@ -567,28 +497,23 @@ def pick_device(precision="float32"):
         raise InputError(f"DEVICE={name}: {reason(error)}; give cuda, cuda:N, mps or cpu") from None
     return device
 
-
 def run_command(main):
     """Run a module's main(); what the user can mend becomes one line and exit code 1."""
-    # Tell glibc to keep freed blocks: a step's 64 MB gradients would go back to the kernel and be
-    # zeroed anew each time. -4 is M_MMAP_MAX, -1 M_TRIM_THRESHOLD; macOS and musl have no mallopt.
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(-4, 0)
-        mallopt(-1, 2**31 - 1)
     try:
         main()
-    except InputError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
     except BrokenPipeError:                      # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
+    except InputError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except OSError as error:
+        sys.exit(f"{error.filename}: cannot be read or written ({error.strerror}); mend that, then "
+                 "run the same command again")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
 
 def reason(error):
     """The first line of an exception, its type where it says nothing."""
     return (str(error).splitlines() or [""])[0][:150] or type(error).__name__
-
 
 def write_atomic(path, write):
     """write(file) under another name beside path, then rename: path is the old file or the new."""
@@ -603,103 +528,87 @@ def write_atomic(path, write):
     except (OSError, RuntimeError) as error:     # RuntimeError: torch's writer on a full disk
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise InputError(f"{path}: cannot be written ({reason(error)}); what was there is intact. Mend "
-                         "that, then run the same command again") from None
-
+        raise InputError(f"{path}: cannot be written ({reason(error)}); what was there is intact. "
+                         "Mend that, then run the same command again") from None
 
 def write_json(path, value):
-    """value as JSON into path, whole or not at all."""
+    """value as JSON, whole or not at all."""
     write_atomic(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
+def _read(path, parse, what, kind=dict):
+    """parse(path), a dict. Cut, empty, foreign, hostile files make parsers raise anything."""
+    refuse(not Path(path).exists(), f"{path}: not there; run the stage that makes it")
+    try:
+        value = parse(path)
+        why = "" if isinstance(value, kind) else f"holds a {type(value).__name__}"
+    except Exception as error:
+        why = reason(error)
+    refuse(why, f"{path}: no {what} ({why}); remove it and run again")
+    return value
+
+def read_arrays(path):
+    """The arrays of an .npz by name, never unpickled."""
+    def parse(path):
+        return {key: np.asarray(value) for key, value in np.load(path, allow_pickle=False).items()}
+    return _read(path, parse, ".npz of plain arrays")
 
 def read_json(path):
-    """A JSON file's object, {} where there is no file."""
-    try:
-        value = json.loads(Path(path).read_text()) if Path(path).exists() else {}
-        if isinstance(value, dict):
-            return value
-        why = f"holds {value}"
-    except (ValueError, OSError) as error:
-        why = reason(error)
-    raise InputError(f"{path}: no JSON object ({why[:80]}); remove it and run the same command again")
-
-
-def read_config(run_dir):
-    """The Config of a run folder."""
-    path = Path(run_dir) / "config.json"
-    try:
-        return Config(**(read_json(path) or {"dataset": None}))
-    except (TypeError, InputError) as error:
-        raise InputError(f"{path}: {reason(error)}; run ncvqvae.py on the folder (again)") from None
-
+    """A JSON file's object."""
+    return _read(path, lambda path: json.loads(Path(path).read_text()), "JSON object")
 
 def load_checkpoint(path):
     """A checkpoint's dict, on the CPU. weights_only: nothing that a file carries is executed."""
-    if not Path(path).exists():
-        raise InputError(f"{path}: not there; run the stage that makes it")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(checkpoint, dict):
-            return checkpoint
-        why = f"holds a {type(checkpoint).__name__}"
-    except Exception as error:                   # cut, empty, foreign, hostile: all alike
-        why = reason(error)
-    raise InputError(f"{path}: no checkpoint of this program ({why}); remove it and run again")
+    return _read(path, lambda path: torch.load(path, "cpu", weights_only=True), "checkpoint")
 
+def read_config(run_dir):
+    """The Config of a run folder, which ncvqvae.py writes."""
+    return _read(Path(run_dir) / "config.json", lambda path: Config(**json.loads(path.read_text())),
+                 "settings of a run, ncvqvae.py writes them", Config)
 
 def check_same(path, saved, wanted):
     """Refuse a file that was made with other settings or data, naming what differs."""
     saved = saved if isinstance(saved, dict) else {}
     for key in sorted(set(saved) | set(wanted)):
-        if saved.get(key) != wanted.get(key):
-            raise InputError(f"{path}: made with {key} = {saved.get(key)!r}, this run has "
-                             f"{wanted.get(key)!r}; give that value, remove the file, or set another OUT")
-
+        refuse(saved.get(key) != wanted.get(key),
+               f"{path}: made with {key} = {saved.get(key)!r}, this run has {wanted.get(key)!r}; "
+               "give the value it has, remove it, or set another OUT")
 
 @contextlib.contextmanager
 def hold(folder, wait=False):
     """Hold a folder for this process. A second process is told who holds it, or waits its turn."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = open(Path(folder) / ".lock", "a+b", buffering=0)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); set another OUT") from None
-    with file:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / ".lock", "a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         except BlockingIOError:
             file.seek(0)
             holder = file.read().decode(errors="replace") or "another process"
-            raise InputError(f"{folder}: {holder} works on it; wait for it or set another OUT") from None
-        except OSError as error:                 # a full disk, or a file system without locks
+            raise InputError(f"{folder}: {holder} works on it; wait or set another OUT") from None
+        except OSError as error:                 # some network file systems have none
             print(f"WARNING: {folder}: no lock ({error.strerror}); start no second process on it",
                   file=sys.stderr)
+        with contextlib.suppress(OSError):       # on a full disk the first result will say so
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield                                    # closing the file, or dying, lets go
-
 
 def git_commit():
     """The checkout's commit, None outside one."""
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
+    with contextlib.suppress(OSError):           # no git
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        return None
-
 
 def main():
     """Refuse a wrong value anywhere in a grid: what run.sh asks before anything runs."""
     parser = Parser(prog="run.sh", allow_abbrev=False)
-    for position in ("METHODS", "AUGMENTATIONS", "SEEDS"):
+    for position in ("methods", "augmentations", "seeds"):
         parser.add_argument(position, type=lambda text: text.split(","))
     add_flags(parser, left_out=("dataset", "method", "augmentation", "seed"))
     args = parser.parse_args()
-    for method in args.METHODS:
-        for augmentation in args.AUGMENTATIONS if method != "naive" else ["none"]:
-            for seed in args.SEEDS:
-                make_config(args, method=method, augmentation=augmentation, seed=int(seed))
-
+    for method, view, seed in itertools.product(args.methods, args.augmentations, args.seeds):
+        refuse(not seed.isdigit(), f"SEED {seed}: should be a whole number")
+        make_config(args, method=method, augmentation="none" if method == "naive" else view,
+                    seed=int(seed))
 
 if __name__ == "__main__":
     run_command(main)

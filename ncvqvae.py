@@ -23,28 +23,25 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import (Config, InputError, Parser, add_flags, augment, check_same, git_commit, hold,
-                  load_checkpoint, load_dataset, make_config, pick_device, reason, run_command,
-                  write_atomic, write_json)
-
+                  load_checkpoint, load_dataset, make_config, pick_device, reason, refuse,
+                  run_command, write_atomic, write_json)
 
 # ---- Time-frequency transform (thesis §5.1.1 "Time Frequency Modelling") ----
 
 def stft(x, n_fft=8):
     """Short-time Fourier transform, hop n_fft/4. x (B, L) -> u (B, 2, H, W), real and imaginary.
 
-    Raises RuntimeError (torch) where L <= n_fft/2. Thesis §5.1.1.
+    Raises RuntimeError (torch) where L <= n_fft/2. Thesis §5.1.1; the window: ledger 25.
     """
-    window = torch.hann_window(n_fft, device=x.device, dtype=x.dtype)     # as the program, ledger 25
+    window = torch.hann_window(n_fft, device=x.device, dtype=x.dtype)
     u = torch.stft(x, n_fft, window=window, return_complex=True)          # (B, H, W) complex
     return torch.view_as_real(u).permute(0, 3, 1, 2)                      # (B, 2, H, W)
-
 
 def istft(u, n_fft, length):
     """Inverse of stft, exactly `length` samples. u (B, 2, H, W) -> x (B, L). §5.1.1, ledger 14."""
     window = torch.hann_window(n_fft, device=u.device, dtype=u.dtype)
     spectrum = torch.view_as_complex(u.permute(0, 2, 3, 1).contiguous())  # (B, H, W) complex
     return torch.istft(spectrum, n_fft, window=window, length=length)
-
 
 # ---- Encoder and decoder (thesis §5.1.1, Figure 5.1): only time is down-sampled, H stays ----
 
@@ -54,7 +51,6 @@ def n_downsampling(length, latent_width):
     So latent_width is an aim, not a promise: W is between one and two times as wide.
     """
     return max(1, int(math.log2(max(1, round(length / (2 * latent_width))))))
-
 
 class ResidualBlock(nn.Module):
     """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv 1x1). Thesis §5.1.1."""
@@ -70,42 +66,37 @@ class ResidualBlock(nn.Module):
     def forward(self, x):
         return x + self.convs(x)
 
+def _residual_blocks(width, kernel, norm):
+    return [nn.Sequential(ResidualBlock(width, kernel, norm), nn.BatchNorm2d(width))
+            for _ in range(4)]
 
-class Encoder(nn.Module):
+class Encoder(nn.Sequential):
     """u (B, 2, H, W) -> z (B, D, H, W / 2^n). Thesis §5.1.1, Figure 5.1."""
 
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=True):
-        super().__init__()
-        down = [nn.Sequential(nn.Conv2d(2 if i == 0 else width, width, (3, 4), (1, 2), 1,
-                                        padding_mode="replicate"),
-                              nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)) for i in range(n)]
-        residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm),
-                                  nn.BatchNorm2d(width)) for _ in range(4)]
-        self.blocks = nn.Sequential(*down, *residual)
+        def halve(a, b):                         # the number of frames
+            return nn.Conv2d(a, b, (3, 4), (1, 2), 1, padding_mode="replicate")
+        down = [nn.Sequential(halve(channels, width), nn.BatchNorm2d(width),
+                              nn.LeakyReLU(inplace=True)) for channels in [2] + (n - 1) * [width]]
+        super().__init__(*down, *_residual_blocks(width, residual_kernel, residual_norm))
 
-    def forward(self, u):
-        return self.blocks(u)
-
-
-class Decoder(nn.Module):
-    """z (B, D, H, W') -> u^ (B, 2, H, frames): the encoder mirrored, then resized. Thesis §5.1.1."""
+class Decoder(nn.Sequential):
+    """z (B, D, H, W') -> u^ (B, 2, H, frames): the encoder mirrored, then resized. §5.1.1."""
 
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=False):
-        super().__init__()
-        residual = [nn.Sequential(ResidualBlock(width, residual_kernel, residual_norm),
-                                  nn.BatchNorm2d(width)) for _ in range(4)]
-        up = [nn.Sequential(nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1),
-                            nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)) for _ in range(n - 1)]
+        def double(a, b):                        # the number of frames
+            return nn.ConvTranspose2d(a, b, (3, 4), (1, 2), 1)
+        up = [nn.Sequential(double(width, width), nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True))
+              for _ in range(n - 1)]
         # n + 1 doublings, one more than the encoder halves; the resize takes it back (ledger 31).
-        self.blocks = nn.Sequential(*residual, *up, nn.ConvTranspose2d(width, 2, (3, 4), (1, 2), 1),
-                                    nn.ConvTranspose2d(2, 2, (3, 4), (1, 2), 1))
+        super().__init__(*_residual_blocks(width, residual_kernel, residual_norm), *up,
+                         double(width, 2), double(2, 2))
 
     def forward(self, z, frames):
-        u = self.blocks(z)
-        return F.interpolate(u, (u.shape[2], frames), mode="bilinear", align_corners=True)  # ledger 21
+        u = super().forward(z)                   # (B, 2, H, > frames); aligned corners: ledger 21
+        return F.interpolate(u, (u.shape[2], frames), mode="bilinear", align_corners=True)
 
-
-# ---- Vector quantisation (thesis §2.6.3; moving averages: van den Oord et al. 2017, appendix A.1) ----
+# ---- Vector quantisation (thesis §2.6.3; van den Oord et al. 2017, appendix A.1) ----
 
 class VectorQuantizer(nn.Module):
     """Nearest code, straight-through gradient, a codebook that follows its vectors' moving average.
@@ -118,18 +109,17 @@ class VectorQuantizer(nn.Module):
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
         super().__init__()
         self.decay, self.eps = decay, eps
-        codebook = torch.randn(n_codes, dim)                     # scale of z, which leaves a BatchNorm
-        self.register_buffer("codebook", codebook)               # (K, D) e_k = sums_k / counts_k
-        # NOTE(ledger 4): from 0, a code that batch 1 does not use is divided by about 1e-5 and comes
-        # back only after some 100 steps; --ema-initial-count 0.
-        self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))   # (K) N_k
-        self.register_buffer("sums", codebook.clone())           # (K, D) m_k
+        codebook = torch.randn(n_codes, dim)     # at the scale of z, which leaves a BatchNorm
+        self.register_buffer("codebook", codebook)                        # (K, D) e_k = m_k / N_k
+        # NOTE(ledger 4): from 0, a code that batch 1 does not use is divided by about 1e-5 and
+        # comes back only after some 100 steps; --ema-initial-count 0.
+        self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))     # (K) N_k
+        self.register_buffer("sums", codebook.clone())                    # (K, D) m_k
 
     def distances(self, z):
-        """Squared Euclidean distance of each vector of z (B, D, H, W) to each code: (B, H, W, K)."""
-        flat = z.permute(0, 2, 3, 1)                                                 # (B, H, W, D)
-        return (flat.square().sum(-1, keepdim=True) - 2 * flat @ self.codebook.T
-                + self.codebook.square().sum(1))
+        """Squared Euclidean distance of z's vectors (B, D, H, W) to each code: (B, H, W, K)."""
+        z, codes = z.permute(0, 2, 3, 1), self.codebook                   # (B, H, W, D), (K, D)
+        return z.square().sum(-1, keepdim=True) - 2 * z @ codes.T + codes.square().sum(1)
 
     def lookup(self, indices):
         """Codes of indices (B, H, W) as z_q (B, D, H, W)."""
@@ -141,7 +131,7 @@ class VectorQuantizer(nn.Module):
         commitment = F.mse_loss(z, z_q)                          # |z - sg[z_q]|^2 of eq. 4.1
         if self.training:
             self._update(z.detach(), indices)                    # a new codebook; z_q keeps the old
-        # Straight-through: the value is exactly z_q, the gradient goes to z as if it were not there.
+        # Straight-through: the value is exactly z_q, the gradient passes to z as if it were z.
         return z_q + (z - z.detach()), indices, commitment
 
     @torch.no_grad()
@@ -154,22 +144,19 @@ class VectorQuantizer(nn.Module):
         smoothed = (self.counts + self.eps) / (total + len(self.counts) * self.eps) * total
         self.codebook.copy_(self.sums / smoothed[:, None])
 
-
 # ---- Self-supervision (thesis §3.3) ----
 
 def _unit_columns(z):
-    """Each feature centred over the batch and scaled to length 1 (eq. 3.8, 3.11). (B, P) -> (B, P)."""
-    # NOTE(ledger 26): eq. 3.11 as printed divides each row by its norm; its sentence says features.
+    """Each feature centred over the batch, scaled to length 1 (eq. 3.8, 3.11): (B, P) -> (B, P)."""
+    # NOTE(ledger 26): eq. 3.11 prints each row over its norm; its sentence says features.
     z = z - z.mean(0)
     return z * (z * z).sum(0).clamp_min(1e-24).rsqrt()
 
-
 def _off_diagonal_and_diagonal(a, b):
-    """Sum over i != j of c_ij^2, and c_ii (P), of C = a^T b; a, b (B, P), without the P x P matrix."""
+    """Sum over i != j of c_ij^2, and c_ii (P), of C = a^T b, never made; a, b (B, P)."""
     c_ii = (a * b).sum(0)
     # |a^T b|_F^2 = <a a^T, b b^T>: two B x B Gram matrices give the same number and gradient.
     return ((a @ a.T) * (b @ b.T)).sum() - c_ii.square().sum(), c_ii
-
 
 def barlow_twins_loss(z1, z2, lambd=0.005):
     """sum_i (1 - c_ii)^2 + lambd sum_{i != j} c_ij^2 of projections (B, P) -> scalar. Eq. 3.7, 3.8.
@@ -179,21 +166,19 @@ def barlow_twins_loss(z1, z2, lambd=0.005):
     off_diagonal, c_ii = _off_diagonal_and_diagonal(_unit_columns(z1), _unit_columns(z2))
     return (1 - c_ii).square().sum() + lambd * off_diagonal
 
-
 def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma=1.0, eps=1e-4):
-    """lambda s(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')] of (B, P) -> scalar. Eq. 3.9 to 3.15."""
-    def v(z):                                                    # eq. 3.10: a std of gamma at least,
-        return F.relu(gamma - torch.sqrt(z.var(0) + eps)).mean() # or all series could be one point
+    """lambda s(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')] of (B, P) -> scalar. Eq. 3.15."""
+    def v(z):                    # eq. 3.10: a std of gamma at least, or all series are one point
+        return F.relu(gamma - torch.sqrt(z.var(0) + eps)).mean()
 
-    def c(z):                                                    # eq. 3.14: features differ
+    def c(z):                    # eq. 3.14: no two features say the same
         unit = _unit_columns(z)
         return _off_diagonal_and_diagonal(unit, unit)[0] / z.shape[1] ** 2
 
     # NOTE(ledger 5): eq. 3.9 sums over features; --similarity-weight 102400 (25 P) gives that.
     # NOTE(ledger 6): eq. 3.13 has 1/(B-1); --covariance-weight 100 / (B-1)^2 gives that.
-    return (similarity * F.mse_loss(z1, z2) + variance * (v(z1) + v(z2))
-            + covariance * (c(z1) + c(z2)))
-
+    s = F.mse_loss(z1, z2)       # eq. 3.9
+    return similarity * s + variance * (v(z1) + v(z2)) + covariance * (c(z1) + c(z2))
 
 def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     """Whiten feature groups over the batch. z (B, P) float -> (B, P). §3.3.2; Huang et al. 2019.
@@ -208,30 +193,30 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     covariance = x @ x.transpose(1, 2) / B + eps * eye                               # (G, d, d)
     trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]               # (G, 1, 1)
     s, p = covariance / trace, eye.expand_as(covariance)
-    # Newton's iteration drives p to s^{-1/2} and needs no eigenvectors, whose gradient explodes where
-    # eigenvalues meet. Five rounds whiten the strong directions and leave the noise of the weak.
+    # Newton's iteration drives p to s^{-1/2} without eigenvectors, whose gradient explodes where
+    # eigenvalues meet. Five rounds whiten the strong directions and spare the noise of the weak.
     for _ in range(iterations):
         p = 1.5 * p - 0.5 * (p @ p @ p) @ s
     return (p @ x / trace.sqrt()).reshape(P, B).T
 
-
 class Projector(nn.Module):
-    """Linear - BN - ReLU twice, Linear, for VIbCReg then IterNorm in groups of 64 with scale and shift.
+    """Linear - BN - ReLU twice, Linear; for VIbCReg then IterNorm by 64, with scale and shift.
 
     Takes views (B, in_dim), gives a list of (B, dim). One product for all views, as reading the
-    weights costs more than using them; each view has its own batch statistics. Thesis §4.1.1, §5.1.1.
+    weights costs more than using them; each view has its own batch statistics. §4.1.1, §5.1.1.
     """
 
     def __init__(self, in_dim=128, dim=4096, whiten=False):
         super().__init__()
         self.linears = nn.ModuleList([nn.Linear(n, dim) for n in (in_dim, dim, dim)])
-        self.norms = nn.ModuleList([nn.BatchNorm1d(dim, track_running_stats=False) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(dim, track_running_stats=False)
+                                    for _ in range(2)])
         self.whiten = whiten
         if whiten:
             self.scale, self.shift = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, *views):
-        h = torch.cat(views)                                                         # (views * B, in)
+        h = torch.cat(views)                                                   # (views * B, in)
         for linear, norm in zip(self.linears, self.norms):
             h = torch.cat([norm(view) for view in linear(h).chunk(len(views))]).relu_()
         views = [z.float() for z in self.linears[2](h).chunk(len(views))]            # (B, P) each
@@ -239,7 +224,6 @@ class Projector(nn.Module):
             with torch.autocast(h.device.type, enabled=False):                       # in float32
                 views = [iter_norm(z, z.shape[1] // 64) * self.scale + self.shift for z in views]
         return views
-
 
 # ---- The model (thesis §4.1, Figure 4.1) ----
 
@@ -249,90 +233,86 @@ def pool(z):
     # (ledger 29): the published gradient, cosine 1.0 instead of 0.9.
     return torch.cat([z.mean((2, 3)), F.adaptive_max_pool2d(z, 1).flatten(1)], dim=1)
 
-
 class Band(nn.Module):
-    """Some rows of u with an encoder, a codebook and a decoder of their own."""
+    """Some frequency bins of u, with an encoder, a codebook and a decoder of their own."""
 
-    def __init__(self, config, length, rows, latent_width):
+    def __init__(self, config, length, bins, latent_width):
         super().__init__()
         n, norm = n_downsampling(length, latent_width), config.residual_norm
-        self.rows = slice(*rows)                                 # of the H frequency bins
+        self.bins = slice(*bins)
         # NOTE(ledger 20): the text has BatchNorm in both, the program in the encoder alone.
         self.encoder = Encoder(n, config.width, config.residual_kernel, norm != "none")
         self.decoder = Decoder(n, config.width, config.residual_kernel, norm == "both")
         self.quantizer = VectorQuantizer(config.n_codes, config.width, config.ema_decay,
                                          config.ema_initial_count)
 
-
 class NCVQVAE(nn.Module):
-    """NC-VQVAE of thesis §4.1 on series of `length`; a naive one has no augmented branch.
+    """NC-VQVAE of thesis §4.1 for series of `length`; a naive one has no augmented branch.
 
-    with_projector=False leaves out what only training needs. Lists hold one entry per band.
+    with_projector=False leaves out what only training needs. Latents are lists, one per band.
     """
 
     def __init__(self, config, length, with_projector=True):
         super().__init__()
-        self.config, self.length = config, length
-        self.bands = nn.ModuleList([Band(config, length, (0, config.n_fft // 2 + 1), config.latent_width)])
+        self.config, self.length, self.H = config, length, config.n_fft // 2 + 1
+        self.bands = nn.ModuleList([Band(config, length, (0, self.H), config.latent_width)])
         if with_projector and config.method != "naive":
             self.projector = Projector(2 * config.width * len(self.bands), config.projector_dim,
                                        whiten=config.method == "vibcreg")
 
     def _autocast(self, x):
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        bf16 = self.config.precision == "bf16"
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
 
     def encode(self, x):
         """x (B, L) -> u (B, 2, H, W) and [z (B, D, H, W')], float32."""
         u = stft(x, self.config.n_fft)
         with self._autocast(x):
-            z = [band.encoder(u[:, :, band.rows]) for band in self.bands]
+            z = [band.encoder(u[:, :, band.bins]) for band in self.bands]
         return u, [z_k.float() for z_k in z]
 
     def quantize(self, z):
-        """[z] -> [z_q], tokens int64 (B, N) frequency-major, band k's ids + K k, commitment loss."""
-        z_q, indices, commitment = zip(*(band.quantizer(z_k) for band, z_k in zip(self.bands, z)))
-        tokens = [i.flatten(1) + k * self.config.n_codes for k, i in enumerate(indices)]
-        return z_q, torch.cat(tokens, 1), sum(commitment)
+        """[z] -> [z_q], token ids int64 (B, N), band k's from K k on, commitment loss."""
+        z_q, ids, commitment = zip(*(band.quantizer(z_k) for band, z_k in zip(self.bands, z)))
+        ids = [i.flatten(1) + k * self.config.n_codes for k, i in enumerate(ids)]
+        return z_q, torch.cat(ids, 1), sum(commitment)
 
     def decode(self, z):
         """[z] or [z_q] -> u^ (B, 2, H, W), x^ (B, L), float32. The STFT is linear: one inverse."""
         frames = self.length // (self.config.n_fft // 4) + 1
         with self._autocast(z[0]):
             u = torch.cat([band.decoder(z_k, frames) for band, z_k in zip(self.bands, z)], dim=2)
-        u = u.float()
-        return u, istft(u, self.config.n_fft, self.length)
+        return u.float(), istft(u.float(), self.config.n_fft, self.length)
 
-    def ssl_loss(self, z1, z2):
+    def ssl_loss(self, *latents):
         """eta · L_SSL of eq. 4.5 between two lists of latents, pooled and projected."""
         c = self.config
-        with self._autocast(z1[0]):
-            p1, p2 = self.projector(*(torch.cat([pool(z_k) for z_k in z], 1) for z in (z1, z2)))
-        if c.method == "barlow":                                 # eta = 1/P: as many terms as features
+        with self._autocast(latents[0][0]):
+            p1, p2 = self.projector(*(torch.cat([pool(z_k) for z_k in z], 1) for z in latents))
+        if c.method == "barlow":                 # eta = 1/P: the loss has as many terms as features
             return c.eta / c.projector_dim * barlow_twins_loss(p1, p2, c.barlow_lambda)
         return c.eta * 0.01 * vibcreg_loss(p1, p2, c.similarity_weight, c.variance_weight,
                                            c.covariance_weight)
 
     def forward(self, x, x_aug=None):
-        """Eq. 4.5 of x and its view x' (B, L) -> loss, its terms (detached), tokens (B, N).
+        """Eq. 4.5 of x and its view x' (B, L) -> loss, its terms (detached), token ids (B, N).
 
         x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3.
         """
-        c = self.config
         u, z = self.encode(x)
         z_q, tokens, commitment = self.quantize(z)
         u_hat, x_hat = self.decode(z_q)
-        terms = dict(recon_time=F.mse_loss(x_hat, x), recon_freq=F.mse_loss(u_hat, u),     # eq. 4.2
-                     commitment=c.beta * commitment)                                       # eq. 4.1
+        terms = dict(recon_time=F.mse_loss(x_hat, x), recon_freq=F.mse_loss(u_hat, u),   # eq. 4.2
+                     commitment=self.config.beta * commitment)                           # eq. 4.1
         if x_aug is not None:
-            u_aug, z_aug = self.encode(x_aug)                    # a pass with its own BatchNorm statistics
+            u_aug, z_aug = self.encode(x_aug)    # a pass of its own: its own BatchNorm statistics
             u_aug_hat, x_aug_hat = self.decode(z_aug)
-            # Without it the encoder could please the SSL loss by forgetting the view: "severe
-            # overfitting" (§4.1.1). It also shows the decoder series that the data does not have.
-            recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)        # eq. 4.4
-            # z_q against z': the codes themselves are pulled, and x' needs no codes of its own.
-            terms |= dict(recon_aug=c.zeta * recon_aug, ssl=self.ssl_loss(z_q, z_aug))
-        loss = sum(terms.values())                                                         # eq. 4.5
-        return loss, {k: v.detach() for k, v in terms.items()}, tokens
+            # Without it the encoder could please the SSL loss by ignoring the view, and models
+            # overfit severely (§4.1.1); it also shows the decoder series that the data lacks.
+            recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)      # eq. 4.4
+            # z_q against z': it is the codes that shall be alike, and x' needs none of its own.
+            terms |= dict(recon_aug=self.config.zeta * recon_aug, ssl=self.ssl_loss(z_q, z_aug))
+        return sum(terms.values()), {k: v.detach() for k, v in terms.items()}, tokens    # eq. 4.5
 
     def codebook(self):
         """The codes of all bands: (K, D)."""
@@ -340,46 +320,51 @@ class NCVQVAE(nn.Module):
 
     @torch.no_grad()
     def tokens(self, x, temperature=0.0, generator=None):
-        """Token ids of x (B, L), nearest codes or drawn from softmax(-d^2 / temperature): int64 (B, N)."""
+        """Token ids int64 (B, N) of x (B, L): nearest, or from softmax(-d^2 / temperature)."""
         ids = []
         for k, (band, z_k) in enumerate(zip(self.bands, self.encode(x)[1])):
-            logits = -band.quantizer.distances(z_k).flatten(1, 2)                          # (B, N, K)
-            if temperature > 0:                  # Gumbel noise makes the argmax a draw
-                uniform = torch.rand(logits.shape, generator=generator, device=x.device).clamp_min(1e-20)
-                logits = logits / temperature - torch.log(-torch.log(uniform))
+            logits = -band.quantizer.distances(z_k).flatten(1, 2)                        # (B, N, K)
+            if temperature > 0:
+                logits = logits / temperature + gumbel(logits.shape, generator, x.device)
             ids.append(logits.argmax(-1) + k * self.config.n_codes)
         return torch.cat(ids, 1)
 
     @torch.no_grad()
     def series(self, tokens):
-        """Series decoded from token ids (B, N) by the stage-1 codebook: (B, L), standardised units."""
-        H = self.config.n_fft // 2 + 1
-        return self.decode([self.bands[0].quantizer.lookup(tokens.unflatten(1, (H, -1)))])[1]
+        """Series of token ids (B, N), by the stage-1 codebook: (B, L), standardised units."""
+        ids = tokens.unflatten(1, (self.H, -1))                                          # (B, H, W)
+        return self.decode([self.bands[0].quantizer.lookup(ids)])[1]
 
+def gumbel(shape, generator, device):
+    """Standard Gumbel noise: the argmax of log p + noise is a draw from p."""
+    uniform = torch.rand(shape, generator=generator, device=device).clamp_min(1e-20)
+    return -torch.log(-torch.log(uniform))
 
-# ---- Training: one loop's worth of optimiser, batches, log and resume, for stage 1, prior, FCN ----
+# ---- Training: what the loops of stage 1, of the prior and of the classifiers share ----
 
 class Training:
-    """Iterates over index batches (B,); `update` makes a step of each. A run that was interrupted, even
-    by kill -9, goes on from its resume file and ends bit for bit as if nothing had happened (on a CPU).
+    """Iterates over index batches (B,); `update` makes a step of each. A run that was interrupted,
+    even by kill -9, goes on from its resume file and ends bit for bit the same (on a CPU).
 
-    sizes: n series, batch, epochs, steps (instead of epochs where not 0), lr, weight_decay, seed.
-    identity: plain values that say what is trained; a resume file of something else is refused.
-    A last batch of one series is dropped: BatchNorm and the SSL losses have no variance there.
+    kind: "stage1", "stage2" or "fcn", whose settings of config count, on n series of data sha256. A
+    resume file of others is refused. A last batch of one series is dropped: it has no variance.
     """
-    SECONDS = 60                                                 # between two resume files
+    SECONDS = 60                                 # between two resume files
 
-    def __init__(self, folder, stage, model, identity, *, n, batch, epochs, steps, lr, weight_decay, seed):
-        self.folder, self.stage, self.model, self.identity = Path(folder), stage, model, identity
+    def __init__(self, folder, kind, model, config, sha256, n, name=None):
+        self.folder, self.stage, self.model = Path(folder), name or kind, model
+        self.identity = config.behind(kind) | {"sha256": sha256}
         self.device = next(model.parameters()).device
-        self.generator = torch.Generator(self.device).manual_seed(seed)      # batches and all draws
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
-        self.n, self.batch, self.lr = n, min(batch, n), lr
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)   # batches, draws
+        batch, epochs, self.lr, decay = (getattr(config, f"{kind}_{field}") for field in
+                                         ("batch", "epochs", "lr", "weight_decay"))
+        self.optimizer = torch.optim.AdamW(model.parameters(), self.lr, weight_decay=decay, fused=True)
+        self.n, self.batch = n, min(batch, n)
         self.per_epoch = math.ceil(n / self.batch) - (n % self.batch == 1)
-        self.total = steps or epochs * self.per_epoch
-        self.every = max(1, self.total // 200)                   # about 200 logged steps
-        self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), ""
-        self.seconds_before, self.resume = 0.0, self.folder / f"{stage}.resume.pt"
+        self.total = getattr(config, f"{kind}_steps", 0) or epochs * self.per_epoch
+        self.every = max(1, self.total // 200)   # about 200 logged steps
+        self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), "nothing"
+        self.seconds_before, self.resume = 0.0, self.folder / f"{self.stage}.resume.pt"
         if self.resume.exists():
             self._go_on()
         self.first, self.started, self.saved = self.step, time.time(), time.time()
@@ -391,11 +376,11 @@ class Training:
             if start == 0:
                 self.order = torch.randperm(self.n, generator=self.generator, device=self.device)
             yield self.order[start:start + self.batch]
-            if time.time() - self.saved > self.SECONDS:          # everything of this step is done
+            if time.time() - self.saved > self.SECONDS:      # all that belongs to the step is done
                 self._save()
 
     def update(self, loss, **terms):
-        """Backward and an optimiser step at the cosine's learning rate (§5.1.1); logs terms now and then."""
+        """Backward, a step of AdamW at the cosine's learning rate (§5.1.1), the log if due."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
         self.optimizer.zero_grad()
@@ -411,40 +396,36 @@ class Training:
         return self.step % self.every == 0 or self.step in (1, self.total)
 
     def validates(self, epochs):
-        """Did the step just taken end the schedule or a multiple of `epochs` epochs? 0: never."""
-        return epochs > 0 and (self.step == self.total or self.step % (epochs * self.per_epoch) == 0)
+        """Did the step just taken end the schedule, or a multiple of `epochs` epochs? 0: never."""
+        ended = self.step == self.total or self.step % (max(1, epochs) * self.per_epoch) == 0
+        return epochs > 0 and ended
 
     def log(self, **values):
-        """Write floats of the step just taken to log.jsonl and the progress line; NaN stops the run."""
+        """Floats of the step just taken: log.jsonl, and some twenty lines; NaN ends the run."""
         values = {k: float(v) for k, v in values.items()}
-        epoch = (self.step - 1) // self.per_epoch + 1
-        text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
-        if not all(math.isfinite(v) for v in values.values()):
-            raise InputError(f"{self.stage}: loss is not finite at step {self.step} (epoch {epoch}): {text}; "
-                             f"before: {self.last or 'nothing'}. Try a smaller learning rate")
-        self.last = f"step {self.step} {text}"
-        line = json.dumps(dict(stage=self.stage, step=self.step, epoch=epoch, **values)) + "\n"
-        try:
-            with open(self.folder / "log.jsonl", "a") as file:
-                file.write(line)
-        except OSError as error:
-            raise InputError(f"{self.folder}/log.jsonl: cannot be written ({reason(error)}); mend that, "
-                             "then run the same command again") from None
-        if self.step % (10 * self.every) == 0 or self.step == self.total:     # some twenty lines
+        text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+        refuse(not all(map(math.isfinite, values.values())), f"{self.stage}: not finite at step "
+               f"{self.step}: {text}; before: {self.last}. Try a smaller learning rate")
+        self.last, epoch = f"step {self.step}: {text}", (self.step - 1) // self.per_epoch + 1
+        with open(self.folder / "log.jsonl", "a") as file:
+            record = dict(stage=self.stage, step=self.step, epoch=epoch, **values)
+            file.write(json.dumps(record) + "\n")
+        if self.step % (10 * self.every) == 0 or self.step == self.total:
             rate = (self.step - self.first) / (time.time() - self.started)
-            print(f"{self.stage} step {self.step}/{self.total} epoch {epoch} | {text} | {rate:.1f} steps/s, "
-                  f"{(self.total - self.step) / rate / 60:.1f} min left", file=sys.stderr, flush=True)
+            left = (self.total - self.step) / rate / 60
+            print(f"{self.stage}, {left:.1f} min left, {rate:.1f} steps/s, {self.last}",
+                  file=sys.stderr, flush=True)
 
     def finish(self, path, **extra):
-        """Write the checkpoint: identity, weights without the projector's, step, seconds, extra."""
-        state = {k: v.cpu() for k, v in self.model.state_dict().items() if not k.startswith("projector.")}
+        """Write the checkpoint: identity, step, seconds, weights without the projector's, extra."""
+        state = {k: v.cpu() for k, v in self.model.state_dict().items() if "projector" not in k}
         self._write(path, state, state=state, **extra)
         self.resume.unlink(missing_ok=True)
 
     def _write(self, path, weights, **content):
-        if not all(v.isfinite().all() for v in weights.values()):
-            raise InputError(f"{self.stage}, step {self.step}: weights are no longer finite and are not "
-                             "written; what was there is intact. Try a smaller learning rate")
+        refuse(not all(v.isfinite().all() for v in weights.values()),
+               f"{self.stage}, step {self.step}: weights are no longer finite, nothing is written. "
+               "Try a smaller learning rate")
         content |= dict(identity=self.identity, step=self.step,
                         seconds=self.seconds_before + time.time() - self.started)
         write_atomic(path, lambda file: torch.save(content, file))
@@ -465,131 +446,124 @@ class Training:
             self.order = state["order"].to(self.device)
             self.step, self.seconds_before = state["step"], state["seconds"]
         except Exception as error:               # of another device type, or of another program
-            raise InputError(f"{self.resume}: does not go on here on {self.device} ({reason(error)}); go on "
+            raise InputError(f"{self.resume}: no use on {self.device} ({reason(error)}); go on "
                              "where it was interrupted, or remove it") from None
 
     def _start_log(self):
-        path, kept = self.folder / "log.jsonl", []
-        # Steps logged after the resume file was written will be logged again: drop them.
-        for record in read_log(self.folder):
-            if record.get("stage") != self.stage or record.get("step", 0) <= self.step:
-                kept.append(json.dumps(record))
-        kept.append(json.dumps(dict(
-            event="start", stage=self.stage, from_step=self.step, argv=sys.argv, device=str(self.device),
-            python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
-            commit=git_commit(), time=time.strftime("%Y-%m-%dT%H:%M:%S"), **self.identity)))
-        write_atomic(path, lambda file: file.write(("\n".join(kept) + "\n").encode()))
-
+        # What was logged after the resume file was written will be logged again: drop it.
+        kept = [r for r in read_log(self.folder)
+                if r.get("stage") != self.stage or r.get("step", 0) <= self.step]
+        kept.append(dict(event="start", stage=self.stage, from_step=self.step, argv=sys.argv,
+                         device=str(self.device), python=platform.python_version(),
+                         torch=torch.__version__, numpy=np.__version__, commit=git_commit(),
+                         time=time.strftime("%Y-%m-%dT%H:%M:%S"), **self.identity))
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomic(self.folder / "log.jsonl", lambda file: file.write(lines.encode()))
 
 def read_log(run_dir):
-    """The records of a run's log.jsonl, [] where there is none; lines that a crash cut are left out."""
+    """The records of a run's log.jsonl, [] where there is none; half lines are left out."""
     path, records = Path(run_dir) / "log.jsonl", []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except ValueError:                       # a crash cut it
             continue
-    return [r for r in records if isinstance(r, dict)]
-
+    return [record for record in records if isinstance(record, dict)]
 
 @torch.no_grad()
 def encode_split(model, x, batch=256):
-    """One pass of a split x (n, L) through stage 1, in the mode the model is in; eval moves nothing.
+    """One pass of a split x (n, L) through stage 1, in the mode it is in; in eval nothing moves.
 
-    Returns CPU tensors: pooled z_q (n, D), tokens (n, N), x_hat (n, L), errors (n, 2), the MSE of each
-    series and of its STFT, eq. 4.2.
+    Returns CPU tensors: pooled z_q (n, D), tokens (n, N), x_hat (n, L), and errors (n, 2), each
+    series' MSE in time and in frequency, eq. 4.2.
     """
     device, parts = next(model.parameters()).device, []
     for part in x.split(batch):
-        u, z = model.encode(part := part.to(device))
+        part = part.to(device)
+        u, z = model.encode(part)
         z_q, tokens, _ = model.quantize(z)
         u_hat, x_hat = model.decode(z_q)
-        errors = torch.stack([(x_hat - part).square().mean(1), (u_hat - u).square().mean((1, 2, 3))], 1)
+        errors = [(x_hat - part).square().mean(1), (u_hat - u).square().mean((1, 2, 3))]
         pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)
-        parts.append([t.cpu() for t in (pooled, tokens, x_hat, errors)])
+        parts.append([t.cpu() for t in (pooled, tokens, x_hat, torch.stack(errors, 1))])
     return dict(zip(("pooled", "tokens", "x_hat", "errors"), map(torch.cat, zip(*parts))))
-
 
 def train_stage1(run_dir, config, dataset=None, device=None):
     """Train stage 1, write run_dir/config.json and stage1.pt. -> NCVQVAE in eval mode.
 
-    A finished stage returns at once, an interrupted one goes on; other settings or data are refused.
+    A finished stage returns at once, an interrupted one goes on, other settings or data are
+    refused.
     """
     run_dir, device = Path(run_dir), device or pick_device(config.precision)
-    dataset = dataset or load_dataset(config.dataset)
-    if dataset.length < config.n_fft:
-        raise InputError(f"{dataset.name}: length {dataset.length} is under --n-fft {config.n_fft}")
-    path = run_dir / "stage1.pt"
+    path, dataset = run_dir / "stage1.pt", dataset or load_dataset(config.dataset)
+    refuse(dataset.length < config.n_fft, f"--n-fft {config.n_fft}: {dataset.name} is shorter")
     if path.exists():
         model, _ = load_stage1(run_dir, device, config, dataset)
         write_json(run_dir / "config.json", asdict(config))
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
         return model
 
-    # All randomness: weights from the global generator, the rest from the one that Training holds.
+    # All randomness: weights from the global generator, the rest from the one Training holds.
     torch.manual_seed(config.seed)
     model = NCVQVAE(config, dataset.length).to(device)
-    if device.type != "mps":                     # wrong gradients there; elsewhere rows this short
-        model.to(memory_format=torch.channels_last)          # convolve faster that way
-    identity = {**config.behind("stage1"), "sha256": dataset.sha256}
-    training = Training(run_dir, "stage1", model, identity, n=len(dataset.x_train), seed=config.seed,
-                        batch=config.stage1_batch, epochs=config.stage1_epochs, lr=config.stage1_lr,
-                        steps=config.stage1_steps, weight_decay=config.stage1_weight_decay)
+    if device.type != "mps":                     # wrong gradients there; else so short rows are
+        model.to(memory_format=torch.channels_last)          # convolved faster
+    training = Training(run_dir, "stage1", model, config, dataset.sha256, len(dataset.x_train))
     write_json(run_dir / "config.json", asdict(config))
     x_train, x_test = dataset.x_train.to(device), dataset.x_test.to(device)   # the whole set
     model.train()
     for rows in training:
-        x = x_train[rows]                                                                  # (B, L)
-        views = [] if config.method == "naive" else [augment(x, config.augmentation, training.generator)]
-        loss, terms, tokens = model(x, *views)
+        x, x_aug = x_train[rows], None                                                   # (B, L)
+        if config.method != "naive":
+            x_aug = augment(x, config.augmentation, training.generator)
+        loss, terms, tokens = model(x, x_aug)
         training.update(loss, **terms)
-        if training.due and len(tokens.unique()) == 1:
-            print(f"WARNING: step {training.step}: every token is the same code; the codebook collapsed. "
-                  "Try another --seed, a smaller --stage1-lr or --ema-initial-count 1", file=sys.stderr)
+        if training.due and len(tokens.unique()) == len(model.bands):
+            print(f"WARNING: step {training.step}: all tokens are one code, the codebook collapsed;"
+                  " try another --seed or a smaller --stage1-lr", file=sys.stderr)
         if training.validates(config.validate_epochs):
             model.eval()
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
     training.finish(path, data=dataset.info())
-    return load_stage1(run_dir, device)[0]
+    return load_stage1(run_dir, device, config, dataset)[0]
 
+def load_model(path, kind, build, device=None, config=None, dataset=None):
+    """A finished model in eval mode, its checkpoint's dict. build(config, checkpoint) -> module.
 
-def load_model(path, result, build, device=None, config=None, dataset=None):
-    """A finished model in eval mode, and its checkpoint's dict. build(config, checkpoint) -> module.
-
-    Where config and dataset are given, a model made with other settings or data is refused.
+    Where config or dataset is given, a model made with other settings or data is refused.
     """
     checkpoint = load_checkpoint(path)
-    if config and dataset:
-        check_same(path, checkpoint.get("identity"), {**config.behind(result), "sha256": dataset.sha256})
+    wanted = config.behind(kind) if config else {}
+    wanted |= {"sha256": dataset.sha256} if dataset else {}
     try:
-        made_with = Config(**{k: v for k, v in checkpoint["identity"].items() if k != "sha256"})
-        model = build(made_with, checkpoint)
+        made_with = dict(checkpoint["identity"])
+        check_same(path, {k: made_with.get(k) for k in wanted}, wanted)
+        made_with.pop("sha256")
+        model = build(config := Config(**made_with), checkpoint)
         model.load_state_dict(checkpoint["state"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: no checkpoint of this program ({reason(error)}); remove it and run "
-                         "its stage again") from None
-    device = device or pick_device(made_with.precision)
-    return model.to(device).eval().requires_grad_(False), checkpoint
-
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        refuse(isinstance(error, InputError), error)         # already says what is wrong
+        raise InputError(f"{path}: no checkpoint of this program ({reason(error)}); remove it and "
+                         "run its stage again") from None
+    model.to(device or pick_device(config.precision))
+    return model.eval().requires_grad_(False), checkpoint
 
 def load_stage1(run_dir, device=None, config=None, dataset=None):
-    """The trained tokenizer of a run folder: NCVQVAE without projector, and its checkpoint's dict."""
+    """The trained tokenizer of a run folder: NCVQVAE without projector, its checkpoint's dict."""
     def build(made_with, checkpoint):
         return NCVQVAE(made_with, checkpoint["data"]["length"], with_projector=False)
     return load_model(Path(run_dir) / "stage1.pt", "stage1", build, device, config, dataset)
 
-
 def main():
-    parser = Parser(description="Train stage 1 (tokens). The later stages read RUN/config.json, which "
-                    "this writes: all flags belong here.", allow_abbrev=False)
+    parser = Parser(description="Train stage 1. All settings of a run are flags here; later stages "
+                    "read them from RUN_DIR/config.json.", allow_abbrev=False)
     parser.add_argument("run_dir", help="output folder of the run")
     add_flags(parser)
     args = parser.parse_args()
     config = make_config(args)
     with hold(args.run_dir):
         train_stage1(args.run_dir, config)
-
 
 if __name__ == "__main__":
     run_command(main)

@@ -18,22 +18,22 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import (Config, Dataset, InputError, Parser, add_flags, check_same, hold, load_checkpoint,
-                  load_dataset, make_config, pick_device, read_config, run_command, write_atomic)
-from ncvqvae import Training, load_model, load_stage1
-
+from data import (Config, Dataset, Parser, add_flags, hold, load_dataset, make_config,
+                  pick_device, read_config, refuse, run_command, write_atomic)
+from ncvqvae import Training, gumbel, load_model, load_stage1
 
 # ---- The bidirectional transformer (thesis §4.1.2, Table 5.1) ----
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward. h (B, N, E) -> (B, N, E). Every token sees every other."""
+    """Pre-norm attention and feed-forward, h (B, N, E) -> (B, N, E). All tokens see each other."""
 
     def __init__(self, dim, heads, ff_ratio):
         super().__init__()
         self.heads = heads
         self.norm1, self.qkv = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim)
         self.out, self.norm2 = nn.Linear(dim, dim), nn.LayerNorm(dim)
-        self.ff = nn.Sequential(nn.Linear(dim, ff_ratio * dim), nn.GELU(), nn.Linear(ff_ratio * dim, dim))
+        self.ff = nn.Sequential(nn.Linear(dim, ff_ratio * dim), nn.GELU(),
+                                nn.Linear(ff_ratio * dim, dim))
 
     def forward(self, h):
         B, N, E = h.shape
@@ -45,7 +45,6 @@ class Block(nn.Module):
             a = (q @ k.transpose(2, 3) / math.sqrt(E // self.heads)).softmax(-1) @ v
         h = h + self.out(a.transpose(1, 2).reshape(B, N, E))
         return h + self.ff(self.norm2(h))
-
 
 class Prior(nn.Module):
     """p(token | unmasked tokens, class). Thesis §4.1.2, Table 5.1.
@@ -59,10 +58,10 @@ class Prior(nn.Module):
         (K, D), E = codebook.shape, config.prior_hidden
         self.n_tokens, self.no_class, self.precision = n_tokens, n_classes, config.precision
         self.embedding = nn.Embedding(K, D)
-        if config.embedding == "codebook":       # stage 1's geometry is what SSL has shaped (§4.1.2)
+        if config.embedding == "codebook":       # whose geometry SSL has shaped (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
-        # Apart from the embedding, so that learning to say "unknown" moves no code (§4.1.2). All of
-        # these start at the codes' own scale, N(0, 1): LayerNorm would drown smaller ones.
+        # Apart from the embedding, so that learning to say "unknown" moves no code (§4.1.2). These
+        # start at the codes' own scale, N(0, 1): LayerNorm would drown smaller ones.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)
         self.positions = nn.Parameter(torch.randn(1 + n_tokens, D))
@@ -74,17 +73,16 @@ class Prior(nn.Module):
 
     def forward(self, tokens, mask, labels):
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            e = torch.where(mask[..., None], self.mask_vector, self.embedding(tokens))   # eq. 3.4
-            h = torch.cat([self.classes(labels)[:, None], e], dim=1) + self.positions    # (B, 1+N, D)
-            h = self.blocks(self.into(self.norm_in(h)))                                  # (B, 1+N, E)
-            logits = self.head(self.back(self.norm_out(h[:, 1:])))                       # (B, N, K)
+            e = torch.where(mask[..., None], self.mask_vector, self.embedding(tokens))  # eq. 3.4
+            h = torch.cat([self.classes(labels)[:, None], e], 1) + self.positions  # (B, 1+N, D)
+            h = self.blocks(self.into(self.norm_in(h)))                            # (B, 1+N, E)
+            logits = self.head(self.back(self.norm_out(h[:, 1:])))                 # (B, N, K)
         return logits.float()
-
 
 # ---- Masked training (thesis §3.2.1) ----
 
 def mask_tokens(tokens, generator=None):
-    """A random mask per series: r ~ U(0, 1], ceil(cos(pi r / 2) N) positions. -> bool (B, N). §3.2.1.
+    """A random mask per series: r ~ U(0, 1], ceil(cos(pi r / 2) N) places -> bool (B, N). §3.2.1.
 
     True means masked; at least one, 2/pi of them in the mean (ledger 8: naive and NC alike). Many
     masked is the first pass of decoding, few the last: training sees all of them.
@@ -95,83 +93,77 @@ def mask_tokens(tokens, generator=None):
     order = torch.rand(B, N, generator=generator, device=tokens.device).argsort(1)
     return order.argsort(1) < count              # rank of each position in a random order
 
-
 def masked_cross_entropy(logits, tokens, mask):
     """Mean -log p(token) over masked positions. logits (B, N, K), tokens, mask (B, N). Eq. 3.5."""
     losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")   # (B * N)
     weight = mask.flatten().to(losses.dtype)
     return (losses * weight).sum() / weight.sum()
 
-
 @torch.no_grad()
 def prior_loss(prior, tokens, labels, seed=0, batch=256):
-    """Masked cross-entropy of a split, one seeded mask a series (§6.2.3). tokens (n, N) -> float."""
+    """Masked cross-entropy of a split (n, N), one seeded mask a series, as a float. §6.2.3."""
     mask, total = mask_tokens(tokens, torch.Generator(tokens.device).manual_seed(seed)), 0.0
     for t, m, y in zip(tokens.split(batch), mask.split(batch), labels.split(batch)):
         total += float(masked_cross_entropy(prior(t, m, y), t, m)) * int(m.sum())
     return total / int(mask.sum())
 
-
 def prior_labels(y, n, no_class, device):
     """Labels y (n,) for the prior, "no class" for a set that has none: int64 (n,)."""
     return (torch.full((n,), no_class) if y is None else y).to(device)
 
-
 def train_stage2(run_dir, config=None, dataset=None, device=None):
     """Train the prior on the run's frozen stage 1, write run_dir/stage2.pt. -> Prior in eval mode.
 
-    A finished stage returns at once, an interrupted one goes on; other settings or data are refused.
+    A finished stage returns at once, an interrupted one goes on, other settings or data are
+    refused.
     """
     run_dir, config = Path(run_dir), config or read_config(run_dir)
-    device, dataset = device or pick_device(config.precision), dataset or load_dataset(config.dataset)
+    device = device or pick_device(config.precision)
+    dataset = dataset or load_dataset(config.dataset)
     stage1 = load_stage1(run_dir, device, config, dataset)[0]
-    identity = {**config.behind("stage2"), "sha256": dataset.sha256}
     if (path := run_dir / "stage2.pt").exists():
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
         return load_stage2(run_dir, device, config, dataset)[0]
 
-    # The tokens of the whole split, once: the tokenizer is frozen.
-    x_train, x_test, no_class = dataset.x_train.to(device), dataset.x_test.to(device), len(dataset.classes)
-    tokens, test_tokens = (torch.cat([stage1.tokens(part) for part in x.split(256)])
-                           for x in (x_train, x_test))                                   # (n, N)
-    labels = prior_labels(dataset.y_train, len(x_train), no_class, device)
-    test_labels = prior_labels(dataset.y_test, len(x_test), no_class, device)
+    # The tokens of both splits, once: the tokenizer is frozen.
+    no_class, x_train = len(dataset.classes), dataset.x_train.to(device)
+    (tokens, labels), (test_tokens, test_labels) = (
+        (torch.cat([stage1.tokens(part.to(device)) for part in x.split(256)]),     # (n, N)
+         prior_labels(y, len(x), no_class, device))                            # (n,)
+        for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)))
 
     torch.manual_seed(config.seed)
     prior = Prior(config, stage1.codebook(), tokens.shape[1], no_class).to(device)
-    training = Training(run_dir, "stage2", prior, identity, n=len(tokens), seed=config.seed,
-                        batch=config.stage2_batch, epochs=config.stage2_epochs, lr=config.stage2_lr,
-                        steps=config.stage2_steps, weight_decay=config.stage2_weight_decay)
+    training = Training(run_dir, "stage2", prior, config, dataset.sha256, len(tokens))
     prior.train()
     for rows in training:
-        t, y = tokens[rows], labels[rows]                                                # (B, N), (B,)
+        t, y = tokens[rows], labels[rows]                                      # (B, N), (B,)
         if config.token_temperature > 0:         # NOTE(ledger 9): the authors' way, with 1
             t = stage1.tokens(x_train[rows], config.token_temperature, training.generator)
         mask = mask_tokens(t, training.generator)
         # Series without their class teach the model that unconditional samples and guidance need.
-        drop = torch.rand(len(y), generator=training.generator, device=device) < config.class_dropout
+        chance = torch.rand(len(y), generator=training.generator, device=device)
+        logits = prior(t, mask, torch.where(chance < config.class_dropout, no_class, y))
         counted = mask if config.loss_on == "masked" else torch.ones_like(mask)          # ledger 7
-        loss = masked_cross_entropy(prior(t, mask, torch.where(drop, no_class, y)), t, counted)
-        training.update(loss)
+        training.update(masked_cross_entropy(logits, t, counted))
         if training.validates(config.validate_epochs):
             prior.eval()
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
             prior.train()
     training.finish(path, data=dataset.info(), n_tokens=tokens.shape[1])
-    return load_stage2(run_dir, device)[0]
-
+    return load_stage2(run_dir, device, config, dataset)[0]
 
 def load_stage2(run_dir, device=None, config=None, dataset=None):
     """A run's models: Prior and NCVQVAE in eval mode, and the stage-2 checkpoint's dict."""
-    stage1, first = load_stage1(run_dir, device, config, dataset)
+    path = Path(run_dir) / "stage2.pt"
+    config = config or read_config(run_dir)      # both stages have to be of these settings
+    stage1, _ = load_stage1(run_dir, device, config, dataset)
 
-    def build(c, checkpoint):
-        return Prior(c, stage1.codebook(), checkpoint["n_tokens"], len(checkpoint["data"]["classes"]))
-    prior, checkpoint = load_model(Path(run_dir) / "stage2.pt", "stage2", build, device, config, dataset)
-    check_same(Path(run_dir) / "stage2.pt", {k: checkpoint["identity"][k] for k in first["identity"]},
-               first["identity"])
+    def build(made_with, checkpoint):
+        n_classes = len(checkpoint["data"]["classes"])
+        return Prior(made_with, stage1.codebook(), checkpoint["n_tokens"], n_classes)
+    prior, checkpoint = load_model(path, "stage2", build, device, config, dataset)
     return prior, stage1, checkpoint
-
 
 # ---- Iterative decoding (thesis §3.2.2) ----
 
@@ -187,19 +179,12 @@ def guided_logits(prior, tokens, mask, labels, guidance=1.0):
                                        torch.cat([labels, no_class])).chunk(2)
     return unconditional + guidance * (conditional - unconditional)
 
-
-def gumbel(shape, generator, device):
-    """Standard Gumbel noise: the argmax of log p + noise is a draw from p."""
-    uniform = torch.rand(shape, generator=generator, device=device).clamp_min(1e-20)
-    return -torch.log(-torch.log(uniform))
-
-
 @torch.no_grad()
 def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature=4.0, guidance=1.0,
                      tokens=None, mask=None):
     """MaskGIT decoding over `steps` passes. labels int64 (B,) -> tokens int64 (B, N). §3.2.2.
 
-    Starts all masked, or from tokens with mask (B, N), True = to be filled; known ones never change.
+    Starts all masked, or from tokens with mask (B, N), True: to be filled; known ones stay.
     After pass t the floor(cos(pi (t+1) / 2T) M) least confident of M are masked again (eq. 3.6).
     """
     device, fresh = labels.device, tokens is None
@@ -210,36 +195,36 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
     to_fill = mask.sum(1, keepdim=True)                                                  # (B, 1) M
     for t in range(steps):
         if fresh and t == 0:                     # all masked: one row a class says it all
-            logits = guided_logits(prior, tokens[:len(classes)], mask[:len(classes)], classes, guidance)[row]
+            few = slice(len(classes))
+            logits = guided_logits(prior, tokens[few], mask[few], classes, guidance)[row]
         else:
             logits = guided_logits(prior, tokens, mask, labels, guidance)                # (B, N, K)
         log_p = logits.log_softmax(-1)
         drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).view_as(tokens)
         tokens = torch.where(mask, drawn, tokens)
-        # NOTE(ledger 27): the noise, which falls to 0, and the floor are the program's. Without noise
-        # the surest places, the same for all series, are always filled first and samples grow alike.
+        # NOTE(ledger 27): noise that falls to 0, and the floor, are the program's. Without it the
+        # surest places, the same for all series, always come first, and samples grow alike.
         noise = choice_temperature * (1 - (t + 1) / steps) * gumbel(tokens.shape, generator, device)
         confidence = log_p.gather(-1, tokens[..., None])[..., 0] + noise
         confidence = confidence.masked_fill(~mask, math.inf)     # what is known stays known
-        share = math.cos(math.pi / 2 * (t + 1) / steps)          # a table over M: exact on any device
-        table = torch.tensor([math.floor(share * m) for m in range(prior.n_tokens + 1)], device=device)
-        mask = confidence.argsort(1).argsort(1) < table[to_fill] # the lowest ranks are masked again
+        share = math.cos(math.pi / 2 * (t + 1) / steps)          # of M; a table is exact anywhere
+        table = [math.floor(share * m) for m in range(prior.n_tokens + 1)]
+        again = torch.tensor(table, device=device)[to_fill]      # (B, 1)
+        mask = confidence.argsort(1).argsort(1) < again          # the lowest ranks
     return tokens
-
 
 @torch.no_grad()
 def sample(prior, stage1, labels, generator=None, config=Config()):
     """Series from the model, one per label. labels int64 (n,), n_classes = none -> float32 (n, L).
 
-    Standardised units; `Dataset.to_original` undoes that. Decoded with stage 1's codebook (ledger 10).
+    Standardised units; `Dataset.to_original` undoes that. Stage 1's codebook decodes (ledger 10).
     """
     device, series = next(prior.parameters()).device, []
     for y in labels.to(device).split(config.sample_batch):
-        tokens = iterative_decode(prior, y, generator, config.decode_steps, config.choice_temperature,
-                                  config.guidance)
+        tokens = iterative_decode(prior, y, generator, config.decode_steps,
+                                  config.choice_temperature, config.guidance)
         series.append(stage1.series(tokens).cpu())
     return torch.cat(series)
-
 
 def save_samples(path, series, labels, dataset):
     """An .npz: X float64 (n, 1, L) in original units, and y (n,), the data's own labels, if any."""
@@ -248,11 +233,11 @@ def save_samples(path, series, labels, dataset):
         arrays["y"] = np.array(dataset.classes)[labels.numpy()]
     write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
 
-
 def command_sample(args):
-    if not args.out.endswith(".npz") or args.n < 1 or not 0 <= args.draw < 2**32:
-        raise InputError(f"--out {args.out} --n {args.n} --seed {args.draw}: should end in .npz, be at "
-                         "least 1, lie in 0 .. 2^32")
+    """Draw series of one class, or of none, from a run's models into an .npz."""
+    refuse(not args.out.endswith(".npz"), f"--out {args.out}: should end in .npz")
+    refuse(not 1 <= args.n <= 10**7, f"--n {args.n}: should be a whole number from 1 to 10^7")
+    refuse(not 0 <= args.draw < 2**63, f"--seed {args.draw}: should be from 0 to 2^63")
     config = make_config(args, asdict(read_config(args.run_dir)))
     prior, stage1, checkpoint = load_stage2(args.run_dir)
     dataset = Dataset(**checkpoint["data"])
@@ -263,11 +248,10 @@ def command_sample(args):
     save_samples(args.out, series, None if args.label is None else labels, dataset)
     print(f"{args.out}: {args.n} series of length {series.shape[1]}")
 
-
 def main():
     parser = Parser(description="Train stage 2 (the prior), or sample from it.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("train", "train the prior of a run folder"), ("sample", "draw series into .npz")):
+    for name, text in (("train", "train a run's prior"), ("sample", "draw series into an .npz")):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         command.add_argument("run_dir", help="run folder; its config.json holds the settings")
     command.add_argument("--n", type=int, default=100, help="number of series [100]")
@@ -281,7 +265,6 @@ def main():
     if read_config(args.run_dir).stages == 2:    # --stages 1 wants no prior
         with hold(args.run_dir):
             train_stage2(args.run_dir)
-
 
 if __name__ == "__main__":
     run_command(main)

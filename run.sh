@@ -18,7 +18,8 @@ refuse() { echo "run.sh: $1" >&2; exit 2; }
 
 # Python: what is there if it has the dependencies, else a .venv with them.
 python=${PYTHON:-python3}
-have() { "$1" -c 'import torch, numpy, sklearn, pytest, matplotlib' 2>/dev/null; }
+have() { "$1" -c 'import sys, importlib.util as u
+sys.exit(not all(map(u.find_spec, ("torch", "numpy", "sklearn", "pytest", "matplotlib"))))' 2>/dev/null; }
 if ! have "$python"; then
     if ! have "$here/.venv/bin/python"; then
         echo "run.sh: installing requirements.txt into .venv" >&2

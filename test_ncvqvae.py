@@ -1,9 +1,10 @@
 """All tests: bash run.sh test (under 3 minutes on 2 cores); bash run.sh test --slow runs the long ones too.
 
-In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.1.1), losses (§3.3), prior (§3.2, §4.1.2),
-metrics (§2.7), then whole runs. An oracle is a slow transcription of the equation, in loops and float64, written here.
+In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.1.1), losses (§3.3), prior
+(§3.2, §4.1.2), metrics (§2.7), whole runs, faults. An oracle is a slow transcription of the equation,
+in loops and float64, written here.
 """
-import contextlib, csv, dataclasses, gzip, importlib.util, io, json, math, os, random, re, subprocess, sys, time
+import contextlib, copy, dataclasses, json, math, os, random, re, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 import torch.nn.functional as F
 
 import data, evaluate, ncvqvae, prior
-from data import InputError
-from ncvqvae import NCVQVAE, Stage1Config
-from prior import Prior, PriorConfig
+from benchmarks import figures
+from data import Config, InputError
+from ncvqvae import NCVQVAE
+from prior import Prior
 
 HERE = Path(__file__).resolve().parent
+CPU = torch.device("cpu")
 
 
 def generator(seed=0):
@@ -36,9 +39,10 @@ def assert_same_gradient(fast, slow, *inputs):
         torch.testing.assert_close(ga, gb)
 
 
-# ------------------------------------------------------------------------------------------------------ data (§5.2)
+# ---- data (§5.2) ----
 
-ROWS = [("1", [0.0, 1, 2, 3, 4, 5, 6, 7, 8]), ("2", [8.0, 7, 6, 5, 4, 3, 2, 1, 0]), ("1", [0.5, 1, 2, 3, 4, 5, 6, 7, 9])]
+ROWS = [("1", [0.0, 1, 2, 3, 4, 5, 6, 7, 8]), ("2", [8.0, 7, 6, 5, 4, 3, 2, 1, 0]),
+        ("1", [0.5, 1, 2, 3, 4, 5, 6, 7, 9])]
 
 
 def write_ucr(root, name="Tiny", suffix=".tsv", train=ROWS, test=ROWS, newline="\n", encoding="utf-8"):
@@ -60,32 +64,42 @@ def write_ucr(root, name="Tiny", suffix=".tsv", train=ROWS, test=ROWS, newline="
 @pytest.mark.parametrize("newline,encoding", [("\n", "utf-8"), ("\r\n", "utf-8-sig")])
 def test_reading_standardises_by_the_train_split_and_keeps_labels(tmp_path, suffix, newline, encoding):
     write_ucr(tmp_path, suffix=suffix, newline=newline, encoding=encoding, test=ROWS[:2])
-    d = data.load_dataset("Tiny", tmp_path, download=False)
+    d = data.load_dataset("Tiny", tmp_path)
     raw = np.array([x for _, x in ROWS])
     assert d.mean == pytest.approx(raw.mean()) and d.std == pytest.approx(raw.std())
-    np.testing.assert_allclose(d.x_test * d.std + d.mean, raw[:2], atol=1e-6)
+    np.testing.assert_allclose(d.to_original(d.x_test), raw[:2], atol=1e-6)
     assert d.y_train.tolist() == [0, 1, 0] and d.classes == [1, 2] and d.x_train.dtype == torch.float32
 
 
-def test_labels_are_one_class_however_they_are_spelled(tmp_path):
-    write_ucr(tmp_path, train=[("1", ROWS[0][1]), ("-1.0", ROWS[1][1])], test=[("1.0000e+00", ROWS[0][1]), ("-1", ROWS[1][1])])
-    d = data.load_dataset("Tiny", tmp_path, download=False)
-    assert d.classes == [-1, 1] and d.y_test.tolist() == [1, 0]
+def test_labels_are_one_class_however_they_are_spelled_and_never_merge(tmp_path):
+    x = ROWS[0][1]
+    write_ucr(tmp_path, train=[("1", x), ("-1.0", ROWS[1][1])], test=[("1.0000e+00", x), ("-1", x)])
+    d = data.load_dataset("Tiny", tmp_path)
+    assert d.classes == [-1, 1] and d.y_test.tolist() == [1, 0] and d.label("1.0") == 1
+    with pytest.raises(InputError, match="class 7: Tiny has -1, 1"):
+        d.label(7)
+    assert data.parse_label("inf") == "inf" and data.parse_label("1_0") == "1_0"
+    big = [str(2**60), str(2**60 + 1)]
+    write_ucr(tmp_path, train=list(zip(big, [x, x[::-1]])), test=list(zip(big, [x, x])))
+    assert data.load_dataset("Tiny", tmp_path).classes == [2**60, 2**60 + 1]
 
 
 LONG = list(range(9))
 BAD_FILES = {
-    "NaN": ([("1", LONG), ("2", [math.nan, *LONG[1:]])], ROWS, r"TRAIN.tsv, row 2: value 1 is nan"),
-    "inf": (ROWS, [("1", LONG), ("2", [*LONG[:-1], math.inf])], r"TEST.tsv, row 2: value 9 is inf"),
-    "lengths": ([("1", LONG), ("2", LONG[1:])], ROWS, r"TRAIN.tsv, row 2: length 8, but row 1 has 9"),
-    "word": ([("1", LONG), ("2", ["x", *LONG[1:]])], ROWS, r"TRAIN.tsv, row 2: 'x' is not a number"),
+    "NaN": ([("1", LONG), ("2", [math.nan, *LONG[1:]])], ROWS, r"TRAIN.tsv, series 2 holds NaN or inf"),
+    "inf": (ROWS, [("1", LONG), ("2", [*LONG[:-1], math.inf])], r"TEST.tsv, series 2 holds NaN or inf"),
+    "lengths": ([("1", LONG), ("2", LONG[1:])], ROWS, r"TRAIN.tsv, series .* number of columns changed from 9 to 8"),
+    "word": ([("1", LONG), ("2", ["x", *LONG[1:]])], ROWS, r"TRAIN.tsv, series .* could not convert string 'x' .* at row 1"),
+    "Python's own": ([("1", LONG), ("2", ["1_0", *LONG[1:]])], ROWS, r"could not convert string '1_0' .* at row 1"),
     "empty": ([], ROWS, r"TRAIN.tsv: no series"),
     "test label": (ROWS, [("1", LONG), ("3", LONG)], r"TEST.tsv, series 2 has label 3"),
-    "one class": ([("1", LONG), ("1", LONG)], ROWS, r"TRAIN.tsv has the one class 1"),
-    "one series": (ROWS, ROWS[:1], r"TEST.tsv has 1 series"),
-    "short": ([("1", LONG[:7]), ("2", LONG[:7])],) * 2 + (r"length 7, at least 8",),
-    "constant": ([("1", [5.0] * 9), ("2", [5.0] * 9)], ROWS, r"every value .* is 5, its standard deviation is 0"),
-    "split lengths": (ROWS, [("1", LONG + [9]), ("2", LONG + [9])], r"length 9 in .* but 10 in"),
+    "one class": ([("1", LONG), ("1", LONG)], [("1", LONG)] * 2, r"series 1 has label 1; should be one of at least 2"),
+    "one series": (ROWS, ROWS[:1], r"3 train series of length 9, 1 test series"),
+    "short": ([("1", LONG[:7]), ("2", LONG[:7])],) * 2 + (r"2 test series of length 7; should be",),
+    "constant": ([("1", [0.1] * 9), ("2", [0.1] * 9)], ROWS, r"mean 0.1, standard deviation .*: nothing"),
+    "too large": ([("1", [1e200] * 9), ("2", [-1e200] * 9)], ROWS, r"standard deviation inf: nothing"),
+    "far": (ROWS, [("1", LONG), ("2", [1e60] * 9)], r"TEST.tsv, series 2 lies over 1e9 standard dev"),
+    "split lengths": (ROWS, [("1", LONG + [9]), ("2", LONG + [9])], r"train series of length 9, 2 test series of length 10"),
 }
 
 
@@ -94,14 +108,30 @@ def test_a_bad_file_is_named_with_its_row(tmp_path, fault):
     train, test, message = BAD_FILES[fault]
     write_ucr(tmp_path, train=train, test=test)
     with pytest.raises(InputError, match=message) as error:
-        data.load_dataset("Tiny", tmp_path, download=False)
+        data.load_dataset("Tiny", tmp_path)
     assert "Tiny" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_channels_and_other_encodings_are_refused(tmp_path):
+    write_ucr(tmp_path, suffix=".ts", train=[("1:2", LONG), ("2", LONG)])
+    with pytest.raises(InputError, match="could not convert string '8:1' .*one channel"):
+        data.load_dataset("Tiny", tmp_path)
+    write_ucr(tmp_path, "Latin", train=[("é", LONG), ("è", LONG)], encoding="latin-1")
+    with pytest.raises(InputError, match="row 1: .*not UTF-8"):
+        data.load_dataset("Latin", tmp_path)
+
+
+def test_tiny_scales_are_standardised_like_any_other(tmp_path):
+    rows = [(y, [v * 1e-13 for v in x]) for y, x in ROWS]                    # tesla
+    write_ucr(tmp_path, train=rows, test=rows)
+    d = data.load_dataset("Tiny", tmp_path)
+    assert d.x_train.double().std(correction=0).item() == pytest.approx(1, rel=1e-6)
 
 
 def test_thesis_sets_are_counted(tmp_path, capsys):
     write_ucr(tmp_path, name="FordA")
     assert not data.load_dataset("FordA", tmp_path).complete
-    assert "training series 3 of 3601" in capsys.readouterr().err
+    assert "train, test, classes, length are (3, 3, 2, 9), Table 5.2 has (3601, 1320, 2, 500)" in capsys.readouterr().err
 
 
 def npz(path, **arrays):
@@ -111,27 +141,40 @@ def npz(path, **arrays):
 
 def test_own_data_with_words_for_labels_and_without_labels(tmp_path):
     x = np.random.default_rng(0).standard_normal((6, 1, 31)) * 7 + 100
-    y = np.array(["b", "a", "c"] * 2)
-    d = data.load_dataset(npz(tmp_path / "own.npz", X_train=x, y_train=y, X_test=x, y_test=y))
-    assert (d.name, d.length, d.classes, d.y_train.tolist()) == ("own", 31, ["a", "b", "c"], [1, 0, 2] * 2)
-    assert data.parse_label("inf") == "inf" and data.parse_label("1.0000000e+00") == data.parse_label("1") == 1
+    for y in (np.array(["b", "a", "c"] * 2), np.array([b"b", b"a", b"c"] * 2)):
+        d = data.load_dataset(npz(tmp_path / "own.npz", X_train=x, y_train=y, X_test=x, y_test=y))
+        assert (d.name, d.length, d.classes, d.y_train.tolist()) == ("own", 31, ["a", "b", "c"], [1, 0, 2] * 2)
     d = data.load_dataset(npz(tmp_path / "bare.npz", X_train=x[:, 0], X_test=x[:, 0]))
     assert d.y_train is None and d.classes == []
-    np.testing.assert_allclose(prior.to_original_units(d.x_test, d.info()), x, rtol=1e-6)
+    np.testing.assert_allclose(data.Dataset(**d.info()).to_original(d.x_test), x[:, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("arrays,message", [
-    (dict(X_train=np.ones((3, 2, 9)), X_test=np.ones((3, 2, 9))), "2 channels .* univariate"),
-    (dict(X_train=np.ones((3, 9))), "needs X_train and X_test"),
-    (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=np.ones(3)), "only one of y_train, y_test"),
+    (dict(X_train=np.ones((3, 2, 9)), X_test=np.ones((3, 2, 9))), r"\(3, 2, 9\).* one channel"),
+    (dict(X_train=np.ones((3, 9))), "needs .*'X_test'"),
+    (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=np.ones(3)), "needs .*'y_test'"),
+    (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=[1, 2], y_test=[1, 2, 1]), r"expected \(3,\)"),
     (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=[1, 2, 1], y_test=[1, 2, np.nan]),
-     "X_test, series 3 has the label 'nan'; give it one"),
-    (dict(X_train=np.full((3, 9), np.nan), X_test=np.ones((3, 9))), "X_train, row 1: holds NaN"),
-    (dict(X_train=np.array([[1], [1, 2]], dtype=object), X_test=np.ones((3, 9))), "cannot be read as .npz"),
+     "test, series 3 has label 'nan'"),
+    (dict(X_train=np.full((3, 9), np.nan), X_test=np.ones((3, 9))), "train, series 1 holds NaN"),
+    (dict(X_train=np.ones((3, 9)) * 1j, X_test=np.ones((3, 9))), "complex128"),
+    (dict(X_train=np.array([[1], [1, 2]], dtype=object), X_test=np.ones((3, 9))), "no .npz of plain arrays"),
 ])
 def test_bad_own_data_is_refused(tmp_path, arrays, message):
     with pytest.raises(InputError, match=message):
         data.load_dataset(npz(tmp_path / "own.npz", **arrays))
+
+
+def test_damaged_npz_files_are_refused(tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez_compressed(path, X_train=np.arange(9000.0).reshape(9, 1000), X_test=np.ones((3, 1000)))
+    whole = path.read_bytes()
+    np.save(tmp_path / "single.npy", np.ones(3))
+    for content in (b"", b"no zip", whole[:300], whole[:200] + b"\xff" * 40 + whole[240:],
+                    (tmp_path / "single.npy").read_bytes(), zip_bytes("X_train.npy", "X_test.npy", content=b"?")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="own.npz"):
+            data.load_dataset(str(path))
 
 
 def test_two_patterns_has_balanced_classes_and_both_steps():
@@ -142,13 +185,73 @@ def test_two_patterns_has_balanced_classes_and_both_steps():
     for series, label in zip(x, y):
         jumps = [int(v) for v in series[series != 0].sign().unique_consecutive()]       # e.g. down-up, up-down
         first, second = ([-1, 1] if label // 2 else [1, -1]), ([-1, 1] if label % 2 else [1, -1])
-        merged = first + second if first[1] != second[0] else first + second[1:]        # +- followed by -+ shares a sign
+        merged = first + second if first[1] != second[0] else first + second[1:]        # +-, -+ share a sign
         assert jumps == merged and set(series.unique().tolist()) == {-5.0, 0.0, 5.0}
 
 
-# ------------------------------------------------------------------------------------------ augmentations (§5.1.1)
+# ---- settings ----
 
-@pytest.mark.parametrize("spec", [*data.AUGMENTATIONS, "warp+gauss", "slice+flip+slope"])
+WRONG = """stage1_batch=0 stage1_batch=1 stage1_batch=-5 stage1_lr=nan stage1_lr=inf stage1_lr=-1 stage1_lr=0
+stage2_lr=nan fcn_lr=-1 stage1_weight_decay=nan stage1_weight_decay=inf stage1_weight_decay=-1 n_codes=0
+width=0 latent_width=0 latent_width=-3 prior_layers=0 prior_layers=-1 prior_heads=0 prior_heads=3
+prior_hidden=0 prior_hidden=-32 projector_dim=0 projector_dim=100 ema_decay=1 ema_decay=2 ema_decay=-0.1
+ema_initial_count=-1 class_dropout=1.1 class_dropout=-1 class_dropout=nan choice_temperature=nan
+token_temperature=nan token_temperature=-1 guidance=nan guidance=inf decode_steps=0 decode_steps=-1
+n_fft=6 n_fft=0 seed=-1 seed=99999999999999999999 stage1_epochs=0 stage2_epochs=0 stage1_steps=-3 beta=nan
+zeta=-1 eta=inf residual_kernel=2 residual_norm=7 precision=half embedding=none loss_on=some stages=3
+sample_batch=0 fcn_batch=0 fcn_epochs=0 cas_epochs=-2 validate_epochs=-1 prior_ff_ratio=0""".split()
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_value_out_of_range_is_refused_in_one_line(tmp_path, capsys, monkeypatch, wrong):
+    name, value = wrong.split("=")
+    flag = "--" + name.replace("_", "-")
+    monkeypatch.setattr(sys, "argv", ["ncvqvae.py", str(tmp_path / "run"), "--method", "vibcreg",
+                                      "--augmentation", "slice", f"{flag}={value}"])
+    with pytest.raises(SystemExit) as stop:
+        data.run_command(ncvqvae.main)
+    assert flag in str(stop.value.code) and value in str(stop.value.code) and "\n" not in str(stop.value.code)
+    assert not (tmp_path / "run").exists() and capsys.readouterr().err == ""
+
+
+def test_every_field_has_a_help_and_every_number_its_bounds():
+    for f in dataclasses.fields(Config):
+        if f.type is not str:
+            assert f.metadata["right"](f.default) and not f.metadata["right"](math.nan)
+            assert not f.metadata["right"](str(f.default) + "x")
+    parser = data.Parser()
+    data.add_flags(parser)
+    assert all(len(action.help) > 5 for action in parser._actions)
+
+
+def test_flags_win_over_the_preset_and_epochs_over_its_steps():
+    def parse(*words):
+        parser = data.Parser(allow_abbrev=False)
+        data.add_flags(parser)
+        return data.make_config(parser.parse_args(words))
+    assert parse().stage1_steps == data.PRESETS["toy"]["stage1_steps"] and parse("--preset", "thesis") == Config()
+    assert parse("--dataset", "Symbols") == Config(dataset="Symbols")
+    fast = parse("--dataset", "Symbols", "--preset", "fast", "--stage2-steps", "7", "--stage1-epochs", "3")
+    assert (fast.stage1_epochs, fast.stage1_steps, fast.stage2_steps, fast.stage1_lr) == (3, 0, 7, 3e-3)
+    for words, message in ((["--zeta"], "expected one argument"), (["--zet", "1"], "unrecognized"),
+                           (["--seed", "x"], "invalid int"), (["--preset", "slow"], "invalid choice")):
+        with pytest.raises(InputError, match=message):
+            parse(*words)
+
+
+@pytest.mark.parametrize("fields,message", [
+    (dict(method="nave"), "--method nave"), (dict(method="naive", augmentation="warp"), "none for naive alone"),
+    (dict(method="barlow"), "none for naive alone"), (dict(method="barlow", augmentation="wrap"), "wrap: should be of"),
+    (dict(dataset=3), "--dataset 3"), (dict(seed=True), "--seed True"), (dict(seed=1.0), "--seed 1.0"),
+])
+def test_a_config_that_cannot_train_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        Config(**fields)
+
+
+# ---- augmentations (§5.1.1) ----
+
+@pytest.mark.parametrize("spec", [*data.AUGMENTATIONS, "warp+gauss", "amplitude+flip+slope+phase+jitter"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_augmentations_keep_shape_dtype_and_seed(spec, dtype):
     x = draw(6, 37, dtype=dtype)
@@ -161,6 +264,37 @@ def test_augmentations_keep_shape_dtype_and_seed(spec, dtype):
 def test_unknown_augmentation_is_refused():
     with pytest.raises(InputError, match="'wrap'.*warp"):
         data.augment(draw(2, 9), "wrap")
+
+
+def test_flip_reverses_time():
+    x = draw(4000, 11)
+    y = data.flip(x, generator())
+    turned = (y == x.flip(1)).all(1)
+    assert (turned ^ (y == x).all(1)).all() and turned.double().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("length", [128, 37, 8])
+def test_phase_is_drawn_per_bin_and_frame(length):
+    x = draw(3, length)
+    n_fft = 2 ** math.ceil(math.log2(length))
+    angle = -math.pi / 4 + math.pi / 2 * torch.rand(3, n_fft // 2 + 1, length // (n_fft // 4) + 1,
+                                                    generator=generator(), dtype=torch.float64)
+    window = torch.ones(n_fft, dtype=torch.float64)
+    u = torch.stft(x, n_fft, hop_length=n_fft // 4, window=window, return_complex=True)
+    turned = u.abs() * torch.exp(1j * (u.angle() + angle))
+    expected = torch.istft(turned, n_fft, hop_length=n_fft // 4, window=window, length=length)
+    torch.testing.assert_close(data.phase_shift(x, generator()), expected)
+
+
+@pytest.mark.parametrize("length", [70, 398, 128, 65])
+def test_roundtrip_is_an_stft_whose_inverse_was_not_told_the_length(length):
+    x, window = draw(3, length), torch.hann_window(32, dtype=torch.float64)
+    u = torch.stft(x, 32, hop_length=8, window=window, return_complex=True)
+    back = torch.istft(u, 32, hop_length=8, window=window)
+    expected = torch.zeros_like(x)
+    expected[:, :back.shape[1]] = back
+    torch.testing.assert_close(data.augment(x, "roundtrip"), expected)
+    assert (data.augment(x, "roundtrip") == 0).sum(1).tolist() == [length % 8] * 3
 
 
 def test_window_warp_against_a_loop():
@@ -207,32 +341,12 @@ def test_augmentation_moments():
     assert (data.amplitude_resize(x, generator()).mean() - 1).abs() < 0.005
     assert (data.gaussian_noise(x, generator()) - x).std() == pytest.approx(0.05, abs=0.001)
     assert (data.AUGMENTATIONS["jitter"](x, generator()) - x).std() == pytest.approx(0.1, abs=0.002)
-    assert (data.flip(x, generator())[:, 0] < 0).float().mean() == pytest.approx(0.5, abs=0.02)
     line = data.slope(x, generator()) - x
     assert line[:, 0].abs().max() == 0 and line[:, 1].abs().max() <= 0.01 and line[:, 7].std() == pytest.approx(
         7 * 0.01 / math.sqrt(3), rel=0.05)
 
 
-def test_phase_shift_turns_a_wave():
-    wave = torch.sin(2 * math.pi * torch.arange(400.0) / 4)[None]            # bin 2 of n_fft = 8
-    turned = data.phase_shift(wave, generator())
-    angle = -math.pi / 4 + math.pi / 2 * torch.rand(1, generator=generator()).item()
-    expected = torch.sin(2 * math.pi * torch.arange(400.0) / 4 + angle)[None]
-    torch.testing.assert_close(turned[:, 8:-8], expected[:, 8:-8], atol=1e-4, rtol=0)
-
-
-def test_batches_visit_every_series_and_drop_a_lone_one():
-    b = data.Batches(257, 128, generator())
-    sizes = [len(next(b)) for _ in range(4)]
-    assert sizes == [128] * 4 and b.per_epoch == 2
-    b = data.Batches(10, 4, generator())
-    assert sorted(torch.cat([next(b) for _ in range(3)]).tolist()) == list(range(10))
-    twin = data.Batches(10, 4, generator())
-    next(b), twin.load_state_dict(b.state_dict()), twin.generator.set_state(b.generator.get_state())
-    assert all(torch.equal(next(b), next(twin)) for _ in range(7))
-
-
-# ----------------------------------------------------------------------------------------------- stage 1 (§4.1.1)
+# ---- stage 1 (§4.1.1) ----
 
 @pytest.mark.parametrize("length", [8, 15, 24, 84, 131, 500, 577])
 def test_istft_inverts_stft_to_the_exact_length(length):
@@ -240,17 +354,6 @@ def test_istft_inverts_stft_to_the_exact_length(length):
     u = ncvqvae.stft(x, 8)
     assert u.shape == (3, 2, 5, length // 2 + 1)
     torch.testing.assert_close(ncvqvae.istft(u, 8, length), x)
-
-
-@pytest.mark.parametrize("n_fft", [8, 16])
-def test_istft_is_the_library_s_on_any_spectrum(n_fft):
-    u = draw(3, 2, n_fft // 2 + 1, 70 // (n_fft // 4) + 1)                   # no signal has this spectrum
-
-    def library(u):
-        spectrum = torch.view_as_complex(u.permute(0, 2, 3, 1).contiguous())
-        return torch.istft(spectrum, n_fft, window=torch.hann_window(n_fft, dtype=u.dtype), length=70)
-    weight = draw(3, 70, seed=1)
-    assert_same_gradient(lambda u: (ncvqvae.istft(u, n_fft, 70) * weight).sum(), lambda u: (library(u) * weight).sum(), u)
 
 
 def test_stft_against_the_fourier_sum():
@@ -275,15 +378,55 @@ def test_encoder_and_decoder_shapes(length, width, n, frames):
     assert ncvqvae.Decoder(n)(z, u.shape[3]).shape == u.shape
 
 
-@pytest.mark.parametrize("fields,message", [
-    (dict(method="nave"), "--method nave"), (dict(method="naive", augmentation="warp"), "naive takes none"),
-    (dict(method="barlow", augmentation="wrap"), "--augmentation wrap"), (dict(precision="half"), "--precision half"),
-    (dict(n_fft=6), "--n-fft 6: not a multiple of 4"),
-])
-def test_a_config_that_cannot_train_is_refused(tmp_path, fields, message):
-    with pytest.raises(InputError, match=message):
-        ncvqvae.train_stage1(tmp_path / "r", Stage1Config(**fields))
-    assert not (tmp_path / "r").exists()
+def published(u, state, n, frames=None, norm=True):
+    """Encoder (frames None) or decoder of the published program in eval mode, layer by layer, taking
+    weights in order from a state dict. norm: BatchNorm between a residual block's two convolutions."""
+    values = iter([v for k, v in state.items() if not k.endswith("num_batches_tracked")])
+
+    def conv(x, transposed=False, **options):
+        return (F.conv_transpose2d if transposed else F.conv2d)(x, next(values), next(values), **options)
+
+    def batch_norm(x):
+        weight, bias, mean, var = (next(values)[:, None, None] for _ in range(4))
+        return (x - mean) / torch.sqrt(var + 1e-5) * weight + bias
+
+    def down(x):
+        x = torch.cat([x[..., :1], x, x[..., -1:]], 3)                       # replicate
+        x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
+        return F.leaky_relu(batch_norm(conv(x, stride=(1, 2))), 0.01)
+
+    def residual(x):
+        h = conv(F.leaky_relu(x, 0.01), padding=1)
+        h = batch_norm(h) if norm else h
+        return batch_norm(x + conv(F.leaky_relu(h, 0.01)))
+    for _ in range(n if frames is None else 0):
+        u = down(u)
+    for _ in range(4):
+        u = residual(u)
+    if frames is not None:
+        for _ in range(n - 1):
+            u = F.leaky_relu(batch_norm(conv(u, True, stride=(1, 2), padding=1)), 0.01)
+        u = conv(conv(u, True, stride=(1, 2), padding=1), True, stride=(1, 2), padding=1)
+        place = torch.linspace(0, u.shape[3] - 1, frames, dtype=u.dtype)     # corners aligned
+        left = place.floor().long().clamp(max=u.shape[3] - 2)
+        u = u[..., left] * (1 - (place - left)) + u[..., left + 1] * (place - left)
+    assert next(values, None) is None                                        # every weight was used
+    return u
+
+
+@pytest.mark.parametrize("where,encoder,decoder", [("encoder", True, False), ("both", True, True),
+                                                   ("none", False, False)])
+def test_batch_norm_inside_residual_blocks_is_where_the_published_program_has_it(where, encoder, decoder):
+    torch.manual_seed(0)
+    band = NCVQVAE(Config(residual_norm=where) if where != "encoder" else Config(), 70).double().bands[0]
+    for buffer in band.encoder.buffers():                             # running statistics of a trained model
+        if buffer.dim():
+            buffer.copy_(torch.rand(buffer.shape, generator=generator(1)) + 0.5)
+    band.eval()
+    u = ncvqvae.stft(draw(2, 70), 8)
+    z = band.encoder(u)
+    torch.testing.assert_close(z, published(u, band.encoder.state_dict(), 2, norm=encoder))
+    torch.testing.assert_close(band.decoder(z, 36), published(z, band.decoder.state_dict(), 2, 36, norm=decoder))
 
 
 def tiny_quantizer(K=6, D=3):
@@ -306,10 +449,12 @@ def test_quantizer_takes_the_nearest_code_and_passes_the_gradient_straight_throu
     torch.testing.assert_close(gradient, 2 * (z - z_q).detach() / z.numel())
 
 
-def test_moving_averages_against_a_loop():
-    q = tiny_quantizer()
+@pytest.mark.parametrize("count", [1.0, 0.0])
+def test_moving_averages_against_a_loop(count):
+    torch.manual_seed(0)
+    q = ncvqvae.VectorQuantizer(6, 3, initial_count=count).double()
     K = len(q.codebook)
-    N, m, book = np.ones(K), q.codebook.numpy().copy(), q.codebook.numpy().copy()
+    N, m, book = np.full(K, count), q.codebook.numpy().copy(), q.codebook.numpy().copy()
     unused = 0
     for step in range(5):
         z = draw(2, 3, 5, 4, seed=step) * 0.5 + 1
@@ -327,21 +472,9 @@ def test_moving_averages_against_a_loop():
     assert unused                                                            # codes that win nothing were there
 
 
-def test_eval_moves_nothing_and_the_order_of_series_changes_nothing():
-    model = tiny_model().eval()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    x = draw(9, 40, dtype=torch.float32)
-    out = evaluate.encode_split(model, x)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    turned = evaluate.encode_split(model, x.flip(0), batch=4)
-    assert torch.equal(out["tokens"], turned["tokens"].flip(0))
-    torch.testing.assert_close(out["recon_time"], turned["recon_time"].flip(0))
-    assert torch.equal(model.tokens(x), out["tokens"])
-    torch.testing.assert_close(model.series(out["tokens"]), out["x_hat"])
-
-
 def tiny_config(**fields):
-    return Stage1Config(**{**dict(width=16, projector_dim=64, stage1_batch=8), **fields})
+    return Config(**{**dict(width=16, projector_dim=64, stage1_batch=8, prior_hidden=32, prior_layers=1,
+                            fcn_epochs=1, cas_epochs=1), **fields})
 
 
 def tiny_model(length=40, **fields):
@@ -349,26 +482,53 @@ def tiny_model(length=40, **fields):
     return NCVQVAE(tiny_config(**fields), length)
 
 
+def test_eval_moves_nothing_and_the_order_of_series_changes_nothing():
+    model = tiny_model().eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = draw(9, 40, dtype=torch.float32)
+    out = ncvqvae.encode_split(model, x)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    turned = ncvqvae.encode_split(model, x.flip(0), batch=4)
+    assert torch.equal(out["tokens"], turned["tokens"].flip(0))
+    torch.testing.assert_close(out["errors"], turned["errors"].flip(0))
+    u = ncvqvae.stft(x, 8)
+    u_hat = model.bands[0].decoder(model.bands[0].quantizer.lookup(out["tokens"].view(9, 5, -1)), 21)
+    torch.testing.assert_close(out["errors"], torch.stack([((out["x_hat"] - x) ** 2).mean(1),
+                                                           ((u_hat - u) ** 2).mean((1, 2, 3))], 1))
+    assert torch.equal(model.tokens(x), out["tokens"])
+    torch.testing.assert_close(model.series(out["tokens"]), out["x_hat"])
+    book = model.codebook()[out["tokens"]]                                   # (n, N, D)
+    torch.testing.assert_close(out["pooled"], book.mean(1))
+
+
+def test_tokens_are_drawn_by_their_distance_where_a_temperature_asks():
+    model, x = tiny_model(n_codes=3).eval(), draw(1, 40, dtype=torch.float32)
+    d2 = model.bands[0].quantizer.distances(model.encode(x)[1][0]).flatten(1, 2)[0]       # (N, K)
+    drawn = F.one_hot(model.tokens(x.expand(8000, -1), 5.0, generator()), 3).double().mean(0)
+    torch.testing.assert_close(drawn, (-d2 / 5).softmax(-1).double(), atol=0.025, rtol=0)
+    assert torch.equal(model.tokens(x), d2.argmin(-1)[None])
+
+
 @pytest.mark.parametrize("method", ["naive", "barlow", "vibcreg"])
 def test_total_loss_is_equation_4_5(method):
     model = tiny_model(method=method, augmentation="none" if method == "naive" else "slice", zeta=0.3, beta=0.7,
-                       ssl_weight=2.0).train()
+                       eta=2.0).train()
     x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
-    import copy
     twin = copy.deepcopy(model)
-    loss, terms, _ = model(x, None if method == "naive" else x_aug)
+    loss, terms, tokens = model(x, None if method == "naive" else x_aug)
 
     def mse(a, b):
         return ((a - b) ** 2).mean()
-    u = ncvqvae.stft(x, 8)
-    z = twin.encoder(u)
-    z_q, _, _ = twin.quantizer(z)
-    u_hat = twin.decoder(z_q, 21)
+    band, u = twin.bands[0], ncvqvae.stft(x, 8)
+    z = band.encoder(u)
+    z_q, indices, _ = band.quantizer(z)
+    u_hat = band.decoder(z_q, 21)
     expected = mse(ncvqvae.istft(u_hat, 8, 40), x) + mse(u_hat, u) + 0.7 * mse(z, z_q.detach())
+    assert torch.equal(tokens, indices.flatten(1))
     if method != "naive":
         u = ncvqvae.stft(x_aug, 8)
-        z_aug = twin.encoder(u)                                              # not quantised, statistics of its own
-        u_hat = twin.decoder(z_aug, 21)
+        z_aug = band.encoder(u)                                              # not quantised, statistics of its own
+        u_hat = band.decoder(z_aug, 21)
         expected = expected + 0.3 * (mse(ncvqvae.istft(u_hat, 8, 40), x_aug) + mse(u_hat, u))
         p1, = twin.projector(torch.cat([z_q.mean((2, 3)), z_q.amax((2, 3))], 1))
         p2, = twin.projector(torch.cat([z_aug.mean((2, 3)), z_aug.amax((2, 3))], 1))
@@ -376,11 +536,22 @@ def test_total_loss_is_equation_4_5(method):
         expected = expected + 2.0 * ssl
         torch.testing.assert_close(terms["ssl"], 2.0 * ssl.detach())
     torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss.detach(), sum(terms.values()))
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-# ------------------------------------------------------------------------------------------------- losses (§3.3)
+def test_the_maximum_of_tied_codes_sends_its_gradient_to_one_place():
+    z = torch.zeros(2, 3, 5, 4)
+    z[:, :, 1, 2] = z[:, :, 4, 0] = 1.0                                      # a code that is there twice
+    z.requires_grad_()
+    pooled = ncvqvae.pool(z)
+    torch.testing.assert_close(pooled, torch.cat([z.mean((2, 3)), z.amax((2, 3))], 1))
+    gradient, = torch.autograd.grad(pooled[:, 3:].sum(), z)
+    assert ((gradient == 1).sum((2, 3)) == 1).all() and ((gradient == 0).sum((2, 3)) == 19).all()
+
+
+# ---- losses (§3.3) ----
 
 def slow_barlow(z1, z2, lambd=0.005):
     """Eq. 3.7 and 3.8, entry by entry."""
@@ -449,11 +620,12 @@ def test_projector_keeps_the_views_statistics_apart():
         torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
-# ------------------------------------------------------------------------------------- prior (§3.2, §4.1.2)
+
+# ---- prior (§3.2, §4.1.2) ----
 
 def tiny_prior(K=7, N=10, classes=3, **fields):
     torch.manual_seed(0)
-    return Prior(PriorConfig(prior_hidden=32, prior_layers=2, **fields), draw(K, 8, seed=5, dtype=torch.float32), N, classes)
+    return Prior(Config(prior_hidden=32, prior_layers=2, **fields), draw(K, 8, seed=5, dtype=torch.float32), N, classes)
 
 
 def test_mask_tokens_counts_and_mean_share():
@@ -475,6 +647,23 @@ def test_attention_is_every_devices_attention():
     a = torch.stack([F.scaled_dot_product_attention(*(qkv[:, :, i, head] for i in range(3))) for head in range(2)], dim=2)
     expected = h + block.out(a.reshape(3, 7, 32))
     torch.testing.assert_close(block(h), expected + block.ff(block.norm2(expected)))
+
+
+def test_the_prior_is_the_published_chain_of_layers():
+    """Embedding or mask vector, class in front, positions, two LayerNorms around the transformer, head."""
+    p, t = tiny_prior().double(), torch.randint(0, 7, (2, 10), generator=generator())
+    mask, y = prior.mask_tokens(t, generator(1)), torch.tensor([0, 3])
+    e = torch.stack([torch.stack([p.mask_vector if mask[b, i] else p.embedding.weight[t[b, i]] for i in range(10)])
+                     for b in range(2)])
+    h = torch.cat([p.classes.weight[y][:, None], e], 1) + p.positions
+    h = p.into(F.layer_norm(h, (8,), p.norm_in.weight, p.norm_in.bias))
+    for block in p.blocks:
+        h = block(h)
+    h = p.back(F.layer_norm(h, (32,), p.norm_out.weight, p.norm_out.bias))[:, 1:]
+    head = p.head(h)
+    torch.testing.assert_close(p(t, mask, y).double(), head, atol=1e-6, rtol=1e-6)
+    assert p.mask_vector.abs().min() > 0 and p.mask_vector.std() > 0.3      # not nothing, at the codes' scale
+    assert (mask.any(), p.mask_vector.requires_grad) == (True, True)
 
 
 def test_prior_looks_at_known_tokens_and_class_but_not_behind_the_mask():
@@ -514,7 +703,7 @@ class Recorder(torch.nn.Module):
     """A prior that prefers token (position mod K), and notes what it is asked."""
     def __init__(self, K=5, N=12):
         super().__init__()
-        self.n_tokens, self.n_classes, self.K, self.calls = N, 3, K, []
+        self.n_tokens, self.no_class, self.K, self.calls = N, 3, K, []
 
     def forward(self, tokens, mask, labels):
         self.calls.append((tokens.clone(), mask.clone(), labels.clone()))
@@ -580,22 +769,48 @@ def r_inputs(r):
     return torch.zeros(2, r.n_tokens, dtype=torch.int64), torch.ones(2, r.n_tokens, dtype=torch.bool), torch.tensor([0, 1])
 
 
+def test_gumbel_noise_makes_the_argmax_a_draw():
+    p = torch.tensor([0.5, 0.3, 0.2])
+    drawn = (p.log() + prior.gumbel((60000, 3), generator(), "cpu")).argmax(1)
+    torch.testing.assert_close(torch.bincount(drawn).double() / 60000, p.double(), atol=0.01, rtol=0)
+
+
+def test_noise_on_the_confidence_has_the_sign_of_gumbel_s_and_falls_to_zero():
+    """Of N positions with one confidence each, those of the largest log p + noise are kept."""
+    class Flat(Recorder):
+        def forward(self, tokens, mask, labels):
+            super().forward(tokens, mask, labels)
+            logits = torch.zeros(len(tokens), self.n_tokens, self.K)
+            logits[..., 0] = 30                                              # sure of token 0 everywhere
+            return logits
+    p, g, steps = Flat(N=40), generator(3), 4
+    prior.iterative_decode(p, torch.zeros(2, dtype=torch.int64), generator(3), steps, choice_temperature=4.0)
+    for t in range(steps - 1):
+        mask = p.calls[t][1].expand(2, -1)                                   # the first pass has one row a class
+        torch.multinomial(torch.full((80, 5), 0.2), 1, generator=g)          # the draws of the tokens
+        noise = 4.0 * (1 - (t + 1) / steps) * -torch.log(-torch.log(torch.rand(2, 40, generator=g)))
+        noise[~mask] = math.inf
+        again = math.floor(math.cos(math.pi / 2 * (t + 1) / steps) * 40)
+        expected = noise.argsort(1).argsort(1) < again
+        assert torch.equal(p.calls[t + 1][1], expected)
+
+
 def test_every_series_keeps_its_class_through_sampling():
     class ByClass(Recorder):                                                 # class c draws nothing but token c
-        def __init__(self):
-            super().__init__(K=4, N=10)
+        def __init__(self, N):
+            super().__init__(K=4, N=N)
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, tokens, mask, labels):
-            return (60.0 * F.one_hot(labels, 4))[:, None].expand(-1, 10, -1)
+            return (60.0 * F.one_hot(labels, 4))[:, None].expand(-1, self.n_tokens, -1)
     model = tiny_model().eval()
+    N = model.tokens(torch.zeros(1, 40)).shape[1]
     labels = torch.tensor([2, 0, 1, 3, 0, 2, 1])
-    series = prior.sample(ByClass(), model, labels, generator(), prior.SampleConfig(sample_batch=3))
-    torch.testing.assert_close(series, model.series(labels[:, None].expand(-1, 25)[:, :25]) if model.tokens(
-        torch.zeros(1, 40)).shape[1] == 25 else model.series(labels[:, None].expand(-1, 10)))
+    series = prior.sample(ByClass(N), model, labels, generator(), Config(sample_batch=3))
+    torch.testing.assert_close(series, model.series(labels[:, None].expand(-1, N)))
 
 
-# ---------------------------------------------------------------------------------------------- metrics (§2.7)
+# ---- metrics (§2.7) ----
 
 def test_frechet_distance_has_the_closed_form_and_survives_singular_covariances():
     rng = np.random.default_rng(0)
@@ -633,355 +848,291 @@ def test_probe_scales_by_the_train_split_and_scores_the_test_split():
     assert svm > 0.9
 
 
-def test_probing_in_train_mode_moves_a_copy_alone():
-    model = tiny_model().eval()
-    x, y = draw(30, 40, dtype=torch.float32), torch.arange(30) % 2
-    own = data.Dataset("own", x[:20], y[:20], x[20:] * 3, y[20:], 0.0, 1.0, [0, 1], True, "")
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    knn, svm, recon = evaluate.probe_in_train_mode(model, own)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and not model.training
-    frozen = evaluate.encode_split(model, own.x_test)
-    assert 0 <= knn <= 1 and 0 <= svm <= 1 and recon != evaluate.recon(frozen)
-    assert evaluate.recon(frozen) == pytest.approx((frozen["recon_time"].mean() + frozen["recon_timefreq"].mean()).item())
-
-
-def test_nearest_neighbour_ratio_and_class_proportions_and_code_usage():
+def test_nearest_neighbour_ratio_and_code_usage():
     train, test = draw(30, 5), draw(20, 5, seed=1)
     fake = train[:10] + 0.01
     def nearest(a):
         return np.mean([min(float((s - t).norm()) for t in train) for s in a])
     assert evaluate.nearest_neighbour_ratio(fake, train, test) == pytest.approx(nearest(fake) / nearest(test))
-    labels = evaluate.class_proportions(torch.tensor([0] * 7 + [1] * 2 + [2]), 3, 1000)
-    assert torch.bincount(labels).tolist() == [700, 200, 100]
-    assert torch.bincount(evaluate.class_proportions(torch.tensor([0, 0, 1]), 2, 1000)).tolist() == [667, 333]
+    many = draw(300, 50, dtype=torch.float32) + 1e3
+    assert evaluate.nearest_neighbour_ratio(fake, many[:, :5], many[:, :5]) is None
     assert evaluate.code_usage(torch.tensor([[0, 0, 3, 3]]), 8) == (2, pytest.approx(2.0))
 
 
-def test_tables_judge_by_the_published_noise():
-    published = {("A", m, "none", "recon"): dict(mean="0.5", std=s) for m, s in (("naive", "0.03"), ("barlow", "0.04"))}
-    pooled = evaluate.pooled_std(published, "A", "recon")
-    assert pooled == pytest.approx(math.sqrt((0.03 ** 2 + 0.04 ** 2) / 2))
-    one, four = 2.33 * pooled, 1.47 * pooled
-
-    def judge(difference, n, metric="recon"):
-        return evaluate.agreement(0.5 + difference, n, metric, published["A", "naive", "none", "recon"], pooled)
-    assert judge(0.99 * one, 1) == judge(-0.99 * four, 4) == "within noise"
-    assert (judge(1.01 * one, 1), judge(-1.01 * four, 4), judge(1.01 * one, 1, "cas")) == ("worse", "better", "better")
-    cell = evaluate.table_cell([0.4, 0.6], "mean", "recon", published["A", "naive", "none", "recon"], pooled)
-    assert cell == "0.500 ± 0.141 (n 2) [0.500 ± 0.030], within noise"
-
-
-def fake_run(folder, seed, stages=2, recon=0.5, **stage1):
-    run = Path(folder) / f"A/naive-none/seed{seed}"
-    config = dict(stage1=dataclasses.asdict(Stage1Config(dataset="/some/where/A.npz", seed=seed, **stage1)),
-                  evaluate=dataclasses.asdict(evaluate.EvalConfig(stages=stages, cas_epochs=100)))
-    metrics = {**dict.fromkeys(evaluate.METRICS), **dict(recon=recon, knn=1 / 3, svm=1.0, complete_data=True, n_train=20)}
-    if stages == 2:
-        config["stage2"] = dataclasses.asdict(PriorConfig())
-        metrics |= {"fid": 3.0, "is": 2.0, "cas": 0.9}
-    data.write_json(run / "config.json", config)
-    data.write_json(run / "metrics.json", metrics)
-    log = [dict(event="start", stage="stage1", argv=["/home/me/ncvqvae.py", "--dataset=/data/A.npz"], torch="2.13", device="cpu",
-                commit="abc", time="2026-01-02T03:04:05")] + [dict(stage="stage1", step=i, loss=1.0) for i in range(500)]
-    (run / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
-    return metrics
-
-
-def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path):
-    out = tmp_path / "results"
-    metrics = fake_run(tmp_path / "runs", 1)
-    fake_run(tmp_path / "runs", 2, stages=1, recon=0.7)
-    fake_run(tmp_path / "fast", 1, recon=9.0, stage1_steps=800)
-    evaluate.export([tmp_path / "runs"], out)
-    evaluate.export([tmp_path / "fast"], out)
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    evaluate.export([tmp_path / "runs", tmp_path / "fast"], out)
-    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    with open(out / "runs.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["seed"], r["stage1_epochs"], r["stage1_steps"], r["later_settings"]) for r in rows] == [
-        ("1", "1000", "", "cas_epochs=100"), ("1", "", "800", "cas_epochs=100"), ("2", "1000", "", "none")]
-    assert {k: evaluate.from_cell(rows[0][k]) for k in metrics} == metrics and rows[0]["date"] == "2026-01-02"
-    tables = (out / "TABLES.md").read_text()
-    assert "0.600 ± 0.141 (n 2)" in tables                                   # a run without stage 2 counts in stage 1's tables
-    assert "9.000 (n 1)" in tables and "## Stage 1: stage1_steps=800\n" in tables
-    logs = [gzip.decompress(p.read_bytes()).decode().splitlines() for p in sorted((out / "logs").iterdir())]
-    assert [len(lines) for lines in logs] == [200] * 3 and json.loads(logs[0][-1])["step"] == 499
-    assert json.loads(logs[0][0])["argv"] == ["ncvqvae.py", "--dataset=A.npz"]
-    fake_run(tmp_path / "runs", 1, recon=0.4)
-    evaluate.export([tmp_path / "runs"], out)
-    assert "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
-    fake_run(tmp_path / "runs", 2, recon=0.7)                                # went on to stage 2: one row, one log
-    evaluate.export([tmp_path / "runs"], out)
-    with open(out / "runs.csv", newline="") as file:
-        assert [r["later_settings"] for r in csv.DictReader(file)] == ["cas_epochs=100"] * 3
-    assert len(list((out / "logs").iterdir())) == 3 and "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
-
-
-def benchmark(name):
-    spec = importlib.util.spec_from_file_location(name, HERE / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain(tmp_path, monkeypatch):
-    headline = benchmark("headline")
-    fast = evaluate.settings(ncvqvae.PRESETS["fast"], Stage1Config)
-    rows = [(("naive", "none"), 1, "", 0.20, 0.50, True), (("naive", "none"), 2, "", 0.22, 0.54, True),
-            (("barlow", "warp"), 1, "", 0.10, 0.90, True), (("barlow", "warp"), 2, "", 0.12, 0.90, True),
-            (("vibcreg", "slice"), 1, "", 0.211, 0.53, True), (("vibcreg", "gauss"), 1, "", 0.01, 0.99, False),
-            (("vibcreg", "gauss"), 1, "zeta=0.2", 0.02, 0.98, True), (("naive", "none"), 1, fast, 0.30, 0.40, True),
-            (("vibcreg", "warp"), 1, fast, 0.03, 0.97, True)]
-    with open(tmp_path / "runs.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, evaluate.COLUMNS)
-        writer.writeheader()
-        for (method, augmentation), seed, settings, recon, knn, complete in rows:
-            writer.writerow(row := dict(dataset="Symbols", method=method, augmentation=augmentation, seed=seed, recon=recon, knn=knn,
-                                        stage1_settings=settings, later_settings="none", complete_data=complete))
-        writer.writerow(row | dict(recon=9.0, later_settings="fcn_epochs=300"))      # a prior of another schedule
-    monkeypatch.setattr(headline, "RESULTS", tmp_path)
-    cells = headline.grid()                       # neither incomplete data nor an ablation nor a mixture of schedules
-    assert cells["Symbols", "fast, float32"]["vibcreg", "warp"][1]["recon"] == 0.03
-    assert {how: {"-".join(m): sorted(runs) for m, runs in models.items()} for (_, how), models in cells.items()} == {
-        "thesis, float32": {"naive-none": [1, 2], "barlow-warp": [1, 2], "vibcreg-slice": [1]},
-        "fast, float32": {"naive-none": [1], "vibcreg-warp": [1]}}
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        table = headline.report(cells, evaluate.read_published())
-    assert [line.split("|")[2].strip() for line in table.splitlines() if line.startswith("| Symbols")] == [
-        "ours: thesis, float32, 2 of 6 models", "published, four seeds"]     # the schedule with more models alone
-    assert "0.210 → 0.110<br>barlow-warp, n 2, 2" in table and "0.520 → 0.900<br>barlow-warp, n 2, 2" in table
-    line = {m: next(x for x in text.getvalue().splitlines() if x.startswith(f"| Symbols | thesis, float32 | {m} "))
-            for m in ("barlow-warp", "vibcreg-slice")}
-    assert "| -0.100* [+0.033*] | +0.380* [+0.085*] |" in line["barlow-warp"]
-    assert "| +0.001 [-0.043*] | +0.010 [-0.084*] |" in line["vibcreg-slice"]
-    assert "\n| recon | 0 | 1 | 2 | Symbols naive-none, Symbols vibcreg-slice |\n" in text.getvalue()
-    assert "\n| knn | 1 | 2 | 0 |  |\n" in text.getvalue()
-    recon_and_knn = {name: "|".join(next(x for x in text.getvalue().splitlines() if x.startswith(f"| {name} |")).split("|")[2:4])
-                     for name in ("rows", "gains", "losses", "gains in both")}
-    assert recon_and_knn == {"rows": " 2 | 2 ", "gains": " 1 [1] | 1 [1] ", "losses": " 0 [1] | 0 [1] ", "gains in both": " 0 | 1 "}
-
-
-def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
-    ablation = benchmark("ablation")
-    rows = [dict(dataset="Symbols", method="vibcreg", augmentation="warp", seed=seed, recon=recon, knn=0.5, svm=None,
-                 stage1_settings=settings, complete_data=complete)
-            for seed, settings, recon, complete in (
-                (1, "ssl_weight=2.0 precision=bf16", 0.7, True), (1, "precision=bf16", 0.8, True),
-                (1, "stage1_steps=800", 0.10, True), (2, "stage1_steps=800", 0.12, True), (1, "", 9.0, True),
-                (1, "stage1_steps=800 zeta=0.2", 0.11, True), (2, "stage1_steps=800 zeta=0.2", 0.13, True),
-                (1, "stage1_steps=800 zeta=0.05", 0.60, True), (1, "stage1_steps=800 zeta=0.15", 9.0, False),
-                (1, "stage1_steps=800 ssl_weight=0.5", 0.30, True), (1, "stage1_steps=800 zeta=0.2 ssl_weight=2.0", 9.0, True))]
-    text = "\n".join(ablation.report(ablation.cells(rows), evaluate.read_published()))
-    zeta, ssl = text.split("## ssl_weight")
-    row = "| Symbols | vibcreg-warp | stage1_steps=800 | recon | "
-    assert row + "0.600* (1) | 0.110 (2) |  | 0.120 (2) |" in zeta and row + "0.300* (1) | 0.110 (2) |  |" in ssl
-    assert "| 0.05 | **0.1** | 0.15 | 0.2 |" in zeta and "| 0.5 | **1** | 2 |" in ssl and "9.000" not in text
-    assert "| precision=bf16 | recon |  | 0.800 (1) | 0.700* (1) |" in ssl and "precision=bf16" not in zeta
-    assert text.count("| knn |") == 3 and "| svm |  |  |  |  |" in zeta
-
-
-def test_cells_of_runs_csv():
-    for value in (None, True, False, 3, -3, 0.25, 1e-30, math.inf):          # nn_ratio may be infinite
-        assert evaluate.from_cell("" if value is None else str(value)) == value
+@pytest.mark.parametrize("counts,total", [([7, 2, 1], 1000), ([2, 1], 1000), ([400, *[1] * 59], 1000), ([1] * 60, 1000),
+                                          ([10**6, 1, 1], 1000), ([3, 5, 8], 16), ([1] * 1200, 1200)])
+def test_class_counts_add_up_to_what_was_asked(counts, total):
+    y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = evaluate.class_proportions(y, len(counts), total)
+    got = torch.bincount(labels, minlength=len(counts))
+    assert len(labels) == total and got.min() >= 1
+    share = torch.tensor(counts).double() * total / sum(counts)
+    small = int((share < 1).sum())                                           # each takes a series from the large ones
+    assert ((got - share).abs() < 1 + small)[share >= 1].all() and (got[share < 1] == 1).all()
 
 
 def test_figures_of_a_collapsed_latent_space(tmp_path):
     x = draw(12, 20, dtype=torch.float32)
-    own = data.Dataset("own", x, torch.arange(12) % 2, x, torch.arange(12) % 2, 0.0, 1.0, [0, 1], True, "")
+    own = data.Dataset("own", 20, 0.0, 1.0, [0, 1], True, "", x, torch.arange(12) % 2, x, torch.arange(12) % 2)
     (tmp_path / "log.jsonl").write_text('{"stage": "stage1", "step": 1, "loss": 1.0}\n')
-    evaluate.draw_figures(tmp_path, own, dict(pooled=torch.ones(12, 64), x_hat=x), None, None, None)
+    figures.draw_figures(tmp_path, own, None, dict(pooled=torch.ones(12, 64), x_hat=x), None, None, None)
     assert (tmp_path / "figures/latents.png").stat().st_size > 1000
 
 
-def test_fcn_shapes_and_learning(tmp_path):
+def test_fcn_has_the_published_padding_and_learns(tmp_path):
+    torch.manual_seed(0)
+    fcn, x = evaluate.FCN(3).double().eval(), draw(2, 21)
+    h = x[:, None]
+    for conv, norm, _ in fcn.convs:                                          # (k-1)//2 before, k//2 behind
+        k = conv.weight.shape[3]
+        h = F.conv1d(F.pad(h, ((k - 1) // 2, k // 2)), conv.weight[:, :, 0], conv.bias)
+        assert h.shape[2] == 21
+        h = F.relu(F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    torch.testing.assert_close(fcn.features(x).double(), h.mean(2), atol=1e-6, rtol=1e-6)
     x, y = data.two_patterns(40, 64, seed=0, noise=0.1)
-    config = evaluate.EvalConfig(fcn_batch=16)
-    fcn = evaluate.train_fcn(x / 5, y, 4, 30, config, tmp_path, "fcn", 0, torch.device("cpu"))
+    config = Config(fcn_batch=16, fcn_epochs=30, cas_epochs=30)
+    fcn, _ = evaluate.train_fcn(x / 5, y, 4, config, tmp_path, "fcn", CPU)
     assert fcn.features(x).shape == (40, 128) and fcn(x).shape == (40, 4) and not fcn.training
     features, p = evaluate.classify(fcn, x / 5)
     assert evaluate.accuracy(p, y) > 0.9 and p.sum(1) == pytest.approx(np.ones(40))
-    score = evaluate.classification_accuracy_score(x / 5, y, x / 5, y, 4, evaluate.EvalConfig(fcn_batch=16, cas_epochs=30),
-                                                   tmp_path, 1, torch.device("cpu"))
-    assert score > 0.9
+    assert evaluate.classification_accuracy_score(x / 5, y, x / 5, y, 4, config, tmp_path, CPU) > 0.9
 
 
-# ------------------------------------------------------------------------------------------------------- whole runs
+# ---- whole runs ----
 
-TINY = ("--width=16 --projector-dim=64 --stage1-steps=6 --stage2-steps=6 --prior-hidden=32 --prior-layers=1 "
-        "--fcn-epochs=2 --cas-epochs=1").split()
+TINY = ("--width=16 --projector-dim=64 --stage1-steps=6 --stage1-batch=10 --stage2-steps=6 --stage2-batch=10 "
+        "--prior-hidden=32 --prior-layers=1 --fcn-epochs=2 --cas-epochs=1").split()
 
 
 def shell(*arguments, cwd, **env):
-    env = {**os.environ, "PYTHON": sys.executable, "OUT": str(Path(cwd) / "runs"), "OMP_NUM_THREADS": "1", **env}
+    env = {**os.environ, "PYTHON": sys.executable, "OUT": str(Path(cwd) / "runs"), "OMP_NUM_THREADS": "1",
+           "DEVICE": "cpu", **env}
     return subprocess.run(["bash", str(HERE / "run.sh"), *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
-def own_data(folder, labels=True, length=31):
+def own_data(folder, labels=True, length=31, n_test=16, name="own.npz"):
     rng = np.random.default_rng(0)
-    x = 50 + 3 * rng.standard_normal((40, length)).cumsum(1)
-    y = np.array(["up", "down", "flat", "up"] * 10)
+    x = 50 + 3 * rng.standard_normal((24 + n_test, length)).cumsum(1)
+    y = np.array(["up", "down", "flat", "up"] * 50)[:24 + n_test]
     ys = dict(y_train=y[:24], y_test=y[24:]) if labels else {}
-    return npz(Path(folder) / "own.npz", X_train=x[:24], X_test=x[24:], **ys)
+    return npz(Path(folder) / name, X_train=x[:24], X_test=x[24:], **ys)
+
+
+def run_all(run, config):
+    """The three stages in this process. -> metrics."""
+    ncvqvae.train_stage1(run, config, device=CPU)
+    prior.train_stage2(run, device=CPU)
+    return evaluate.evaluate_run(run, device=CPU)
 
 
 def test_a_tiny_run_end_to_end(tmp_path):
-    done = shell(own_data(tmp_path), "vibcreg", "warp+gauss", *TINY, cwd=tmp_path)
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    command = (own_data(folder, name="my own.npz"), "vibcreg", "warp+gauss", "01", *TINY)
+    done = shell(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "runs/own/vibcreg-warp+gauss/seed1"
+    run = tmp_path / "runs/my own/vibcreg-warp+gauss/seed1"
     m = json.loads((run / "metrics.json").read_text())
-    assert tuple(m) == evaluate.METRICS and all(v is not None for v in m.values())
-    assert m["recon"] == pytest.approx(m["recon_time"] + m["recon_timefreq"]) and m["n_classes"] == 3
-    with np.load(run / "samples.npz") as s:
-        assert s["X"].shape == (1000, 1, 31) and sorted(set(s["y"])) == ["down", "flat", "up"]
-        assert abs(s["X"].mean() - 50) < 25                                  # original units
+    assert tuple(m)[:len(evaluate.METRICS)] == evaluate.METRICS and all(m[k] is not None for k in evaluate.METRICS)
     assert {f.name for f in (run / "figures").iterdir()} == {
-        f"{n}.png" for n in ("reconstructions", "latents", "losses", "samples", "generated_pca")}
+        f"{n}.png" for n in ("reconstructions", "latents", "losses", "samples", "generated")}
     first = json.loads((run / "log.jsonl").read_text().splitlines()[0])
     assert first["argv"] and first["torch"] and first["device"] and len(first["sha256"]) == 64
     assert not list(tmp_path.rglob("*.resume.pt")) and not list(tmp_path.rglob("*.tmp"))
-    assert "| own | vibcreg-warp+gauss | 1 |" in done.stdout
-    stamp = (run / "metrics.json").stat().st_mtime_ns
-    again = shell(str(tmp_path / "own.npz"), "vibcreg", "warp+gauss", *TINY, cwd=tmp_path)
-    assert again.returncode == 0 and (run / "metrics.json").stat().st_mtime_ns == stamp          # skipped
+    assert "| my own/vibcreg-warp+gauss/seed1 |" in done.stdout and "fid_recon" in done.stdout and "is_real" in done.stdout
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*.*") if p.name not in ("config.json", ".lock")}
+    again = shell(*command, "--stages", "1", cwd=tmp_path)                   # less was asked: nothing is lost
+    assert again.returncode == 0 and again.stderr.count("finished before") == 2
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    own_data(folder, length=33, name="my own.npz")                           # new data, old results
+    new = shell(*command, cwd=tmp_path)
+    assert new.returncode == 1 and "stage1.pt: made with sha256" in new.stderr and "1 of 1 runs failed" in new.stderr
 
-    real, reconstructed, conditional = benchmark("parts").parts(run)
-    assert real[0] == pytest.approx(0, abs=1e-5) and real[2] == m["fcn_accuracy"] and reconstructed[0] > 0
-    dataset = data.load_dataset(str(tmp_path / "own.npz"))
-    fcn = evaluate.dataset_fcn(tmp_path / "runs/own", dataset, evaluate.EvalConfig(fcn_epochs=2, cas_epochs=1), torch.device("cpu"))
+
+def slow_fid(a, b):
+    """Eq. 2.21, the unsymmetric way."""
+    s1, s2 = np.cov(a.T), np.cov(b.T)
+    roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real.sum()
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * roots
+
+
+def slow_is(p):
+    """Eq. 2.19, in ten shuffled splits."""
+    scores = []
+    for part in np.array_split(p[np.random.default_rng(0).permutation(len(p))], 10):
+        scores.append(math.exp(sum(v * math.log(v / m) for row in part for v, m in zip(row, part.mean(0)) if v > 0) / len(part)))
+    return sum(scores) / 10
+
+
+def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
+    """Which split, which mode, which samples, which labels, which classifier: recomputed from the files."""
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.svm import SVC
+    run, fields = tmp_path / "own/vibcreg-slice/seed3", dict(method="vibcreg", augmentation="slice", seed=3)
+    config = tiny_config(dataset=own_data(tmp_path, n_test=140), stage1_steps=8, stage2_steps=8, fcn_epochs=3,
+                         cas_epochs=2, decode_steps=4, choice_temperature=2.0, guidance=1.5, **fields)
+    m = run_all(run, config)
+    with np.load(tmp_path / "own.npz") as f:
+        raw, words = {s: f[f"X_{s}"] for s in ("train", "test")}, {s: f[f"y_{s}"] for s in ("train", "test")}
+    mean, std, names = raw["train"].mean(), raw["train"].std(), ["down", "flat", "up"]
+    x = {s: torch.from_numpy(((raw[s] - mean) / std).astype(np.float32)) for s in raw}
+    y = {s: np.array([names.index(w) for w in words[s]]) for s in raw}
+
+    saved = torch.load(run / "stage1.pt", weights_only=True)
+    model = NCVQVAE(config, 31, with_projector=False)
+    model.load_state_dict(saved["state"])
+    model.eval()
+    band, pooled = model.bands[0], {}
+    for split in x:
+        u = ncvqvae.stft(x[split], 8)
+        z = band.encoder(u)
+        tokens = torch.cdist(z.flatten(2).transpose(1, 2), band.quantizer.codebook[None]).argmin(-1)      # (n, N)
+        z_q = band.quantizer.codebook[tokens]                                                             # (n, N, D)
+        pooled[split] = z_q.mean(1).detach().numpy()
+    u_hat = band.decoder(z_q.transpose(1, 2).unflatten(2, z.shape[2:]), u.shape[3])
+    x_hat = ncvqvae.istft(u_hat, 8, 31).detach()
+    errors = ((x_hat - x["test"]) ** 2).mean(1), ((u_hat - u) ** 2).mean((1, 2, 3)).detach()
+    expected = dict(recon_time=errors[0].mean(), recon_timefreq=errors[1].mean(), recon=sum(errors).mean(),
+                    recon_last_batch=sum(errors)[128:].mean(), codes_used=len(tokens.unique()))
+    share = torch.bincount(tokens.flatten()).double() / tokens.numel()
+    expected["perplexity"] = math.exp(-sum(v * math.log(v) for v in share.tolist() if v))
+    low, high = pooled["train"].min(0), pooled["train"].max(0)
+    f = {s: 2 * (pooled[s] - low) / np.where(high > low, high - low, 1) - 1 for s in pooled}
+    for key, classifier in (("knn", KNeighborsClassifier(5)), ("svm", SVC(kernel="linear"))):
+        expected[key] = (classifier.fit(f["train"], y["train"]).predict(f["test"]) == y["test"]).mean()
+
+    second = torch.load(run / "stage2.pt", weights_only=True)
+    p = Prior(config, band.quantizer.codebook, tokens.shape[1], 3)
+    p.load_state_dict(second["state"])
+    p.eval()
+    mask = prior.mask_tokens(tokens, generator(0))
+    log_p = p(tokens, mask, torch.from_numpy(y["test"])).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    expected["prior_loss"] = -(log_p * mask).sum() / mask.sum()
+
+    def series(labels, seed):                                                # samples from the files' weights
+        made = prior.iterative_decode(p, labels, generator(seed), 4, 2.0, 1.5)
+        return model.series(made)
+    labels = torch.arange(3).repeat_interleave(torch.tensor([250, 250, 500]))     # 6, 6, 12 of 24 train series
+    conditional = torch.cat([made for made in [series_batches(p, model, labels, 3001, config)]])
+    unconditional = series_batches(p, model, torch.full((256,), 3), 3000, config)[:140]
     with np.load(run / "samples.npz") as s:
-        features, p = evaluate.classify(fcn, torch.from_numpy(((s["X"][:, 0] - dataset.mean) / dataset.std).astype(np.float32)))
-        given = np.array([dataset.classes[k] for k in p.argmax(1)]) == s["y"]
-    assert conditional == pytest.approx((evaluate.frechet_distance(features, evaluate.classify(fcn, dataset.x_test)[0]),
-                                         evaluate.inception_score(p), given.mean()))
+        assert s["X"].shape == (1000, 1, 31) and s["y"].tolist() == [names[k] for k in labels]
+        np.testing.assert_allclose(s["X"][:, 0], conditional.double() * std + mean, rtol=1e-5)
+    assert m["n_generated"] == 1000
 
+    state = torch.load(next((tmp_path / "own").glob("fcn-*.pt")), weights_only=True)["state"]
+    fcn = evaluate.FCN(3)
+    fcn.load_state_dict(state)
+    fcn.eval()
+    look = {k: (fcn.features(v).detach().double().numpy(), fcn(v).detach().double().softmax(1).numpy()) for k, v in dict(
+        real=x["test"], fake=unconditional, recon=x_hat,
+        floor=x["train"][np.random.default_rng(0).choice(24, 140, replace=True)]).items()}
+    for key, who in (("fid", "fake"), ("fid_recon", "recon"), ("fid_floor", "floor")):
+        expected[key] = slow_fid(look[who][0], look["real"][0])
+    expected |= {"is": slow_is(look["fake"][1]), "is_real": slow_is(look["real"][1]),
+                 "fcn_accuracy": (look["real"][1].argmax(1) == y["test"]).mean()}
 
-def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path, monkeypatch):
-    run, cpu = tmp_path / "own/naive-none/seed1", torch.device("cpu")
-    ncvqvae.train_stage1(run, tiny_config(stage1_steps=3, dataset=own_data(tmp_path, labels=False)), device=cpu)
-    prior.train_stage2(run, PriorConfig(stage2_steps=3, prior_hidden=32, prior_layers=1), device=cpu)
-    m = evaluate.evaluate_run(run, evaluate.EvalConfig(), cpu)
-    assert {k for k, v in m.items() if v is None} == {"knn", "svm", "fid", "fid_floor", "is", "cas", "fcn_accuracy"}
-    with np.load(run / "samples.npz") as s:
-        assert s.files == ["X"] and s["X"].shape == (256, 1, 31)
+    def nearest(a):
+        return np.mean([((s - x["train"]) ** 2).sum(1).min().sqrt() for s in a])
+    expected["nn_ratio"] = nearest(unconditional) / nearest(x["test"])
+    expected |= dict(n_train=24, n_test=140, length=31, n_classes=3, complete_data=True,
+                     seconds_stage1=saved["seconds"], seconds_stage2=second["seconds"])
+    for key, value in expected.items():
+        assert m[key] == pytest.approx(float(value), rel=2e-3, abs=2e-4), key
+    cas, _ = evaluate.train_fcn(conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2), tmp_path, "again", CPU)
+    assert m["cas"] == (cas(x["test"]).argmax(1).numpy() == y["test"]).mean()
+    assert set(evaluate.METRICS) - set(expected) == {"cas", "n_generated", "seconds_evaluate"}
 
-
-def test_three_test_series_a_lone_last_batch_and_a_constant_series(tmp_path, monkeypatch):
+    peer = tmp_path / "peer.npz"                                             # a class too many is refused
+    np.savez(peer, X=raw["test"], y=["sideways"] * 140)
     monkeypatch.setenv("OUT", str(tmp_path))
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((12, 20)).cumsum(1)
+    with pytest.raises(InputError, match="class sideways: own has down, flat, up"):
+        command(evaluate, "samples", peer, "--dataset", tmp_path / "own.npz", "--fcn-epochs", 1, "--cas-epochs", 1)
+
+    for words, label in ((("--class", "flat"), 1), ((), 3)):                 # prior.py sample: the class asked for
+        out = tmp_path / "x.npz"
+        command(prior, "sample", run, "--n", 30, "--seed", 5, "--out", out, *words)
+        with np.load(out) as s:
+            expected = prior.iterative_decode(p, torch.full((30,), label), generator(5), 4, 2.0, 1.5)
+            np.testing.assert_allclose(s["X"][:, 0], model.series(expected).double() * std + mean, rtol=1e-5)
+            assert ("y" in s.files) == bool(words) and (not words or set(s["y"]) == {"flat"})
+
+
+def series_batches(p, model, labels, seed, config):
+    """Samples of labels in batches of config.sample_batch, from one generator."""
+    g = generator(seed)
+    return torch.cat([model.series(prior.iterative_decode(p, part, g, config.decode_steps, config.choice_temperature,
+                                                          config.guidance)) for part in labels.split(config.sample_batch)])
+
+
+def command(module, *words):
+    """A module's command line in this process."""
+    argv, sys.argv = sys.argv, [module.__name__, *map(str, words)]
+    try:
+        module.main()
+    finally:
+        sys.argv = argv
+
+
+def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
+    run = tmp_path / "own/naive-none/seed1"
+    m = run_all(run, tiny_config(stage1_steps=3, stage2_steps=3, dataset=own_data(tmp_path, labels=False)))
+    assert {k for k in evaluate.METRICS if m[k] is None} == {"knn", "svm", "fid", "fid_floor", "fid_recon", "is", "is_real",
+                                                             "cas", "fcn_accuracy"}
+    with np.load(run / "samples.npz") as s:
+        assert s.files == ["X"] and s["X"].shape == (16, 1, 31)
+
+
+def test_three_test_series_a_lone_last_batch_and_a_constant_series(tmp_path):
+    x = np.random.default_rng(0).standard_normal((12, 20)).cumsum(1)
     x[4] = 1.5
     own = npz(tmp_path / "few.npz", X_train=x[:9], y_train=np.arange(9) % 2, X_test=x[9:], y_test=np.array([0, 1, 0]))
-    run, cpu = tmp_path / "few/barlow-gauss/seed1", torch.device("cpu")
-    ncvqvae.train_stage1(run, tiny_config(stage1_epochs=2, dataset=own, method="barlow", augmentation="gauss"), device=cpu)
-    prior.train_stage2(run, PriorConfig(stage2_epochs=2, stage2_batch=8, prior_hidden=32, prior_layers=1), device=cpu)
-    m = evaluate.evaluate_run(run, evaluate.EvalConfig(fcn_epochs=1, cas_epochs=1, fcn_batch=8), cpu)
-    assert m["n_test"] == 3 and all(v is not None and math.isfinite(v) for v in m.values())
-    steps = [json.loads(line) for line in open(run / "log.jsonl")]
-    assert max(r["step"] for r in steps if r["stage"] == "stage1" and "step" in r) == 2          # 8 of 9 series, twice
+    run = tmp_path / "few/barlow-gauss/seed1"
+    m = run_all(run, tiny_config(stage1_epochs=2, stage2_epochs=2, stage2_batch=8, fcn_batch=8, dataset=own, method="barlow",
+                                 augmentation="gauss", validate_epochs=1))
+    assert m["n_test"] == 3 and all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
+    steps = [r for r in ncvqvae.read_log(run) if "step" in r]
+    assert max(r["step"] for r in steps if r["stage"] == "stage1") == 2      # 8 of 9 series, twice
+
+
+def test_the_test_split_is_looked_at_every_so_many_epochs_and_nothing_moves(tmp_path):
+    logs, states = [], []
+    for every in (2, 0):
+        run, own = tmp_path / f"{every}/own/naive-none/seed1", own_data(tmp_path)
+        config = tiny_config(stage1_epochs=5, stage2_epochs=3, stage1_batch=10, stage2_batch=10, validate_epochs=every,
+                             dataset=own)
+        model = ncvqvae.train_stage1(run, config, device=CPU)
+        p = prior.train_stage2(run, device=CPU)
+        logs.append([r for r in ncvqvae.read_log(run) if "step" in r])
+        states.append({**model.state_dict(), **p.state_dict()})
+    looks = [(r["stage"], r["epoch"]) for r in logs[0] if "val_recon" in r or "val_prior_loss" in r]
+    assert looks == [("stage1", 2), ("stage1", 4), ("stage1", 5), ("stage2", 2), ("stage2", 3)]
+    assert [r for r in logs[0] if "loss" in r] == logs[1]                    # no draw was consumed
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    d = data.load_dataset(own)
+    assert logs[0][-1]["val_prior_loss"] == prior.prior_loss(p, model.tokens(d.x_test), d.y_test)
+    last = [r for r in logs[0] if "val_recon" in r][-1]
+    assert last["val_recon"] == pytest.approx(ncvqvae.encode_split(model, d.x_test)["errors"].sum(1).mean().item())
 
 
 def test_dry_run_prints_the_product_with_naive_once_per_seed(tmp_path):
     done = shell("Symbols,FordA", "naive,barlow", "warp,slice", "1,2", "--stage1-epochs", "3", "--dry-run", cwd=tmp_path)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 2 * 2 * 3 and len(set(lines)) == len(lines)
-    assert all("--stage1-epochs=3" in line for line in lines) and not (tmp_path / "runs").exists()
+    assert all("--stage1-epochs 3" in line for line in lines) and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("arguments,message", [
-    (("toy", "naive", "none", "1", "--no-such-flag", "3"), "--no-such-flag: no such flag"),
-    (("toy", "nave"), "METHOD nave"), (("toy", "naive", "none", "one"), "SEED one"),
-    (("toy", "naive", "none", "1", "--zeta"), "--zeta needs a value"),
+    (("toy", "naive", "none", "1", "--no-such-flag", "3"), "unrecognized arguments: --no-such-flag"),
+    (("toy", "nave"), "--method nave"), (("toy", "naive", "none", "one"), "SEED one"),
+    (("toy", "naive", "none", "1", "--zeta"), "expected one argument"), (("", "naive"), "DATASET is empty"),
+    (("toy", "naive,barlow", "none,wrap"), "--augmentation"), (("toy", "naive", "none", "1", "5"), "too many positions"),
+    (("toy", "naive", "none", "1", "--stage2-lr=-1"), "--stage2-lr -1"),
 ])
 def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
     done = shell(*arguments, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
-
-
-def test_flags_are_routed_to_the_stage_that_owns_them(capsys):
-    evaluate.command_route(["--augmentations=warp+gauss", "--zeta=0.2", "--precision=bf16", "--cas-epochs=3", "--preset=fast"])
-    assert capsys.readouterr().out.splitlines() == ["--zeta=0.2 --precision=bf16 --preset=fast", "--precision=bf16 --preset=fast",
-                                                    "--precision=bf16 --cas-epochs=3 --preset=fast"]
-    for flags, message in ((["--stage1-lr=fast"], "--stage1-lr fast: not float"), (["--preset=slow"], "--preset slow"),
-                           (["--augmentations=wrap"], "AUGMENTATION wrap"), (["--seed=3"], "--seed: no such flag")):
-        with pytest.raises(InputError, match=message):
-            evaluate.command_route(flags)
-
-
-# ----------------------------------------------------------------------------------------- recorded steps and precision
-
-class FakeCuda:
-    """Stands in for torch.cuda: a recording runs the function and replay() runs it again on the recorded tensors."""
-    def __init__(self, monkeypatch, fails=False):
-        self.replays, self.recording, outer = 0, None, self
-
-        class Graph:
-            def replay(self):
-                outer.replays += 1
-                new = self.step(*self.static)
-                self.out.copy_(new)
-
-        @contextlib.contextmanager
-        def graph(g):
-            if fails:
-                raise RuntimeError("operation not permitted when stream is capturing")
-            outer.recording = g
-            yield
-            outer.recording = None
-
-        class Stream:
-            def wait_stream(self, other):
-                pass
-        for name, value in dict(CUDAGraph=Graph, graph=graph, Stream=Stream, current_stream=Stream,
-                                stream=lambda s: contextlib.nullcontext()).items():
-            monkeypatch.setattr(torch.cuda, name, value)
-
-    def step(self, x):
-        """Adds x to a sum and returns it; while being recorded nothing is done, as on the device."""
-        if self.recording is not None:
-            self.recording.step, self.recording.static, self.recording.out = self.add, (x,), torch.zeros(x.shape)
-            return self.recording.out
-        return self.add(x)
-
-    total = 0.0
-
-    def add(self, x):
-        self.total += float(x.sum())
-        return x * 2
-
-
-def test_a_recorded_step_does_every_step_once_whatever_the_shapes(monkeypatch):
-    fake = FakeCuda(monkeypatch)
-    step = data.Recorded(fake.step, torch.device("cuda"))
-    expected = 0.0
-    for i in range(20):
-        x = torch.full((3 if i % 4 else 2,), float(i))                       # a smaller batch ends each epoch
-        assert torch.equal(step(x), 2 * x)
-        expected += float(x.sum())
-        assert fake.total == expected
-    assert fake.replays == 20 - 2 * data.Recorded.WARM_UP
-
-
-def test_a_step_that_cannot_be_recorded_goes_on_op_by_op(monkeypatch, capsys):
-    fake = FakeCuda(monkeypatch, fails=True)
-    step = data.Recorded(fake.step, torch.device("cuda"))
-    for i in range(8):
-        assert torch.equal(step(torch.full((2,), float(i))), torch.full((2,), 2.0 * i))
-    assert fake.total == 2 * sum(range(8)) and fake.replays == 0
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    plain = data.Recorded(fake.step, torch.device("cpu"))
-    assert torch.equal(plain(torch.ones(2)), torch.full((2,), 2.0)) and not plain.graphs
-
-
-def test_learning_rates_are_set_as_numbers_and_as_tensors():
-    model = torch.nn.Linear(2, 1)
-    for lr in (0.1, torch.tensor(0.1)):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-        data.set_lr(optimizer, 0.025)
-        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.025)
-        assert torch.is_tensor(optimizer.param_groups[0]["lr"]) == torch.is_tensor(lr)
 
 
 @pytest.mark.parametrize("method", ["naive", "vibcreg"])
@@ -992,28 +1143,108 @@ def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method):
         model = tiny_model(method=method, augmentation="none" if method == "naive" else "slice", precision=precision).train()
         loss, terms, _ = model(x, None if method == "naive" else x_aug)
         loss.backward()
-        u, z = model.encode(x)
-        assert {t.dtype for t in (loss, u, z, *model.decode(z), model.quantizer.codebook, *terms.values())} == {torch.float32}
+        u, (z,) = model.encode(x)
+        assert {t.dtype for t in (loss, u, z, *model.decode([z]), model.codebook(), *terms.values())} == {torch.float32}
         assert all(p.grad.dtype == torch.float32 for p in model.parameters())
         losses.append(loss.item())
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.03)
     torch.manual_seed(0)
-    exact = evaluate.FCN(3)
-    rounded = evaluate.FCN(3, "bf16")
+    exact, rounded = evaluate.FCN(3), evaluate.FCN(3, "bf16")
     rounded.load_state_dict(exact.state_dict())
     assert rounded.features(x).dtype == torch.float32
     torch.testing.assert_close(rounded.features(x), exact.features(x), atol=0.05, rtol=0.05)
+    assert not torch.equal(rounded.features(x), exact.features(x))
 
 
-# ------------------------------------------------------------------------------------------------------------ faults
+def test_training_follows_adamw_and_the_cosine(tmp_path):
+    """Three epochs of Training on a linear model against torch's own scheduler, batches visited as announced."""
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(4, 1), draw(10, 4, dtype=torch.float32)
+    twin = copy.deepcopy(model)
+    config = Config(stage1_batch=3, stage1_epochs=3, stage1_lr=0.1, stage1_weight_decay=0.3, seed=7)
+    training = ncvqvae.Training(tmp_path, "stage1", model, config, "", 10)
+    assert training.per_epoch == 3 and training.total == 9                   # the tenth series is left alone: dropped
+    optimizer = torch.optim.AdamW(twin.parameters(), 0.1, weight_decay=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+    seen = []
+    for rows in training:
+        seen.append(rows)
+        training.update(model(x[rows]).square().mean())
+        optimizer.zero_grad()
+        twin(x[rows]).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(model.weight, twin.weight)
+    g = generator(7)
+    assert torch.equal(torch.cat(seen), torch.cat([torch.randperm(10, generator=g)[:9] for _ in range(3)]))
+    other = ncvqvae.Training(tmp_path, "stage2", model, Config(stage2_batch=128, stage2_steps=4), "", 256)
+    assert (other.total, other.per_epoch) == (4, 2)
+    other = ncvqvae.Training(tmp_path, "fcn", model, Config(fcn_epochs=7), "", 256, "cas")
+    assert (other.total, other.per_epoch, other.stage, other.lr) == (7, 1, "cas", 1e-3)
 
-# Runs a module's command and dies by kill -9 in front of the n-th rename of a finished file: config, log, one resume
-# file per step (SECONDS = 0), checkpoint, metrics. n = 0 never dies.
+
+CHANGES = {"seed": 2, "precision": "bf16", "stage1_steps": 2, "stage1_batch": 12, "stage1_lr": 1e-2, "stage1_weight_decay": 5.0,
+           "n_fft": 16, "width": 8, "latent_width": 2, "residual_kernel": 3, "residual_norm": "none", "n_codes": 5,
+           "ema_decay": 0.5, "ema_initial_count": 0.0, "beta": 2.0, "eta": 2.0, "zeta": 0.5, "similarity_weight": 1.0,
+           "variance_weight": 1.0, "covariance_weight": 1.0, "projector_dim": 128, "augmentation": "gauss", "method": "barlow"}
+CHANGES2 = {"seed": 2, "precision": "bf16", "stage2_steps": 2, "stage2_batch": 12, "stage2_lr": 1e-2, "stage2_weight_decay": 5.0,
+            "prior_hidden": 64, "prior_layers": 2, "prior_heads": 4, "prior_ff_ratio": 2, "class_dropout": 1.0,
+            "embedding": "random", "loss_on": "all", "token_temperature": 1.0}
+
+
+def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_path, monkeypatch):
+    own = own_data(tmp_path)
+    base = tiny_config(dataset=own, method="vibcreg", augmentation="slice", stage1_steps=3, stage2_steps=3, stage2_batch=8,
+                       fcn_epochs=1)
+
+    def weights(state):
+        return torch.cat([v.flatten().double() for v in state.values() if v.is_floating_point()])
+    names = [f.name for f in dataclasses.fields(Config)]
+    assert set(base.behind("stage1")) - {"dataset", "stage1_epochs", "barlow_lambda"} == set(CHANGES)
+    reference = weights(ncvqvae.train_stage1(tmp_path / "base", base, device=CPU).state_dict())
+    for name, value in CHANGES.items():
+        changed = dataclasses.replace(base, **{name: value})
+        new = weights(ncvqvae.train_stage1(tmp_path / name, changed, device=CPU).state_dict())
+        assert new.shape != reference.shape or not torch.equal(new, reference), name
+    later = dict.fromkeys(names[names.index("stage2_epochs"):names.index("stages")])
+    assert set(later) - {"stage2_epochs"} | {"seed", "precision"} == set(CHANGES2)
+    (tmp_path / "base/copy").mkdir()
+    for name, value in {"": None, **CHANGES2}.items():
+        if name in ("seed", "precision"):
+            continue
+        run = tmp_path / f"two{name}"
+        run.mkdir()
+        (run / "stage1.pt").write_bytes((tmp_path / "base/stage1.pt").read_bytes())
+        changed = dataclasses.replace(base, **({name: value} if name else {}))
+        new = weights(prior.train_stage2(run, changed, device=CPU).state_dict())
+        if name:
+            assert new.shape != reference.shape or not torch.equal(new, reference), name
+        else:
+            reference = new
+        assert (run / "stage1.pt").read_bytes() == (tmp_path / "base/stage1.pt").read_bytes()
+
+
+def test_class_dropout_is_the_share_without_a_class(tmp_path, monkeypatch):
+    seen, run = [], tmp_path / "run"
+    original = Prior.forward
+    monkeypatch.setattr(Prior, "forward", lambda self, t, m, y: seen.append(y) or original(self, t, m, y))
+    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=60, class_dropout=0.25, validate_epochs=0)
+    ncvqvae.train_stage1(run, config, device=CPU)
+    prior.train_stage2(run, device=CPU)
+    labels = torch.cat(seen)
+    assert (labels == 3).double().mean().item() == pytest.approx(0.25, abs=0.05)
+    assert torch.bincount(labels)[2] > torch.bincount(labels)[:2].max()      # "up" is half of the series
+
+
+# ---- faults ----
+
+# Runs a module's command and dies by kill -9 in front of the n-th rename of a finished file: log, config, one
+# resume file per step (SECONDS < 0), checkpoint, metrics. n = 0 never dies.
 DRIVER = """
 import os, runpy, sys
 sys.path.insert(0, sys.argv.pop(1))
-import data
-data.Resume.SECONDS = 0
+import ncvqvae
+ncvqvae.Training.SECONDS = -1
 moment, calls, replace = int(sys.argv.pop(1)), [0], os.replace
 def dying_replace(a, b):
     calls[0] += 1
@@ -1022,7 +1253,8 @@ def dying_replace(a, b):
     replace(a, b)
 os.replace = dying_replace
 sys.argv = sys.argv[1:]
-runpy.run_path(os.path.join(sys.path[0], sys.argv[0]), run_name="__main__")
+import importlib, data
+data.run_command(importlib.import_module(sys.argv[0][:-3]).main)
 """
 
 
@@ -1033,22 +1265,20 @@ def drive(moment, command, cwd, timeout=None):
 
 
 def stages(folder):
-    tiny = {name: [f for f in TINY if any(f[2:].split("=")[0].replace("-", "_") == field.name
-                                          for field in dataclasses.fields(config))]
-            for name, config in (("1", Stage1Config), ("2", PriorConfig), ("3", evaluate.EvalConfig))}
     run = str(folder / "own/vibcreg-slice/seed1")
-    return [["ncvqvae.py", run, "--dataset", str(folder / "own.npz"), "--method", "vibcreg", "--augmentation", "slice",
-             *tiny["1"]], ["prior.py", "train", run, *tiny["2"]], ["evaluate.py", "run", run, *tiny["3"]]]
+    flags = ["--dataset", str(folder / "own.npz"), "--method", "vibcreg", "--augmentation", "slice", *TINY]
+    return [["ncvqvae.py", run, *flags], ["prior.py", "train", run], ["evaluate.py", "run", run]]
 
 
 def outcome(folder):
-    """Everything a run computes: tensors of the checkpoints, metrics without the seconds, samples."""
+    """Everything a run computes: tensors of the checkpoints, metrics without the seconds, samples, logged values."""
     run = folder / "own/vibcreg-slice/seed1"
     tensors = {f"{s} {k}": v for s in ("stage1", "stage2")
                for k, v in torch.load(run / f"{s}.pt", weights_only=True)["state"].items()}
-    metrics = {k: v for k, v in json.loads((run / "metrics.json").read_text()).items() if "seconds" not in k}
+    metrics = {k: v for k, v in json.loads((run / "metrics.json").read_text()).items() if k in evaluate.METRICS
+               and "seconds" not in k}
     with np.load(run / "samples.npz") as file:
-        return tensors, metrics, file["X"], [json.loads(line).get("step") for line in open(run / "log.jsonl")]
+        return tensors, metrics, file["X"], [r for r in ncvqvae.read_log(run) if "step" in r]
 
 
 @pytest.fixture(scope="module")
@@ -1064,17 +1294,15 @@ def uninterrupted(tmp_path_factory):
 def assert_ends_as(uninterrupted, folder):
     ours, theirs = outcome(folder), outcome(uninterrupted)
     assert all(torch.equal(v, theirs[0][k]) for k, v in ours[0].items()) and ours[1] == theirs[1]
-    assert np.array_equal(ours[2], theirs[2])
-    steps = [s for s in ours[3] if s]
-    assert sorted(steps) == sorted(s for s in theirs[3] if s)                # no step is logged twice
+    assert np.array_equal(ours[2], theirs[2]) and ours[3] == theirs[3]       # no step is logged twice or lost
     assert not list(folder.rglob("*.resume.pt"))
 
 
 @pytest.mark.parametrize("moments", [(5, 6, 12), *(pytest.param(m, marks=pytest.mark.slow) for m in (
-    (1, 1, 1), (2, 3, 2), (3, 4, 5), (8, 8, 9), (9, 9, 15)))])
+    (1, 1, 1), (2, 3, 2), (3, 4, 5), (8, 8, 9), (9, 2, 15)))])
 def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, moments):
     own_data(tmp_path)
-    for moment, command in zip(moments, stages(tmp_path)):
+    for moment, command in zip(moments, stages(tmp_path)):                   # 3 batches an epoch: in the midst of one
         assert drive(moment, command, tmp_path).returncode == -9
         done = drive(0, command, tmp_path)
         assert done.returncode == 0, done.stderr
@@ -1094,14 +1322,39 @@ def test_killed_at_random_times_a_rerun_ends_bit_for_bit_the_same(tmp_path, unin
     assert_ends_as(uninterrupted, tmp_path)
 
 
+def one_line(done, *words):
+    """A command that was refused: exit code 1, one line without traceback, which holds the words."""
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_folders_and_files_that_cannot_be_used_are_one_line(tmp_path):
+    own_data(tmp_path)
+    stage1, stage2, scores = stages(tmp_path)
+    run = Path(stage1[1])
+    run.mkdir(parents=True)
+    for content in ("[]", "null", "3", "{", '{"dataset": "x", "nonsense": 1}', '{"seed": "one"}'):
+        (run / "config.json").write_text(content)
+        one_line(drive(0, stage2, tmp_path), "config.json: no settings of a run")
+    (run / "config.json").unlink()
+    one_line(drive(0, scores, tmp_path), "config.json")
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file/below", "/proc/runs"):
+        one_line(drive(0, [stage1[0], str(folder), *stage1[2:]], tmp_path), str(folder), "cannot be read or written")
+    full = subprocess.run(["bash", "-c", 'ulimit -f 0; exec "$@"', "x", sys.executable, str(HERE / "ncvqvae.py"), *stage1[1:]],
+                          capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "DEVICE": "cpu"})
+    one_line(full, "log.jsonl: cannot be written")
+    assert not [p for p in run.iterdir() if p.name != ".lock"]
+
+
 def test_a_full_disk_leaves_the_last_good_file(tmp_path):
     path = tmp_path / "good.pt"
     data.write_atomic(path, lambda f: torch.save({"a": torch.ones(3)}, f))
     code = ("import sys, resource, signal; sys.path.insert(0, sys.argv[1]); import data, torch\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
             "data.run_command(lambda: data.write_atomic(sys.argv[2], lambda f: torch.save({'a': torch.ones(10**6)}, f)))")
-    done = subprocess.run([sys.executable, "-c", code, str(HERE), str(path)], capture_output=True, text=True)
-    assert done.returncode == 1 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    one_line(subprocess.run([sys.executable, "-c", code, str(HERE), str(path)], capture_output=True, text=True),
+             "cannot be written")
     assert torch.equal(data.load_checkpoint(path)["a"], torch.ones(3)) and [p.name for p in tmp_path.iterdir()] == ["good.pt"]
 
 
@@ -1113,60 +1366,89 @@ class Evil:
 def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "stage1.pt"
-    torch.save({"config": Evil()}, path)
-    with pytest.raises(InputError, match="refused unread"):
-        ncvqvae.load_stage1(tmp_path)
-    assert not (tmp_path / "evil_was_here").exists()
+    torch.save({"identity": Evil()}, path)
+    evil = path.read_bytes()
     torch.save({"a": torch.ones(1000)}, path)
-    path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(InputError, match="truncated"):
-        ncvqvae.load_stage1(tmp_path)
+    cut = path.read_bytes()[:1500]
     torch.save(torch.ones(3), path)
-    with pytest.raises(InputError, match="not a checkpoint"):
-        ncvqvae.load_stage1(tmp_path)
-    torch.save({"config": {}, "state": {}, "data": {"length": 40}}, path)
-    with pytest.raises(InputError, match="no stage-1 checkpoint"):
-        ncvqvae.load_stage1(tmp_path)
+    tensor = path.read_bytes()
+    torch.save({"identity": {}, "state": {}, "data": {"length": 40}}, path)
+    for content in (evil, cut, tensor, path.read_bytes(), b"", b"text"):
+        for name, load in (("stage1.pt", lambda: ncvqvae.load_stage1(tmp_path, CPU)), ("stage1.resume.pt", lambda: ncvqvae.Training(
+                tmp_path, "stage1", torch.nn.Linear(1, 1), Config(), "", 9))):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(InputError, match=f"{name}: .*(remove it|made with)") as error:
+                load()
+            assert "\n" not in str(error.value)
+    assert not (tmp_path / "evil_was_here").exists()
 
 
-def test_another_dataset_or_config_is_refused(tmp_path):
-    config = tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
-    ncvqvae.train_stage1(tmp_path / "r", config, device=torch.device("cpu"))
-    with pytest.raises(InputError, match="stage1_lr = 0.001, this run 0.1"):
-        ncvqvae.train_stage1(tmp_path / "r", dataclasses.replace(config, stage1_lr=0.1), device=torch.device("cpu"))
+def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path):
+    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
+    config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
+    m = run_all(run, config)
+    with pytest.raises(InputError, match="stage1.pt: made with stage1_lr = 0.001, this run has 0.1"):
+        ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1), device=CPU)
+    assert data.read_config(run) == config
+    ncvqvae.train_stage1(run, dataclasses.replace(config, stage2_lr=0.1), device=CPU)
+    with pytest.raises(InputError, match="stage2.pt: made with stage2_lr = 0.001, this run has 0.1"):
+        prior.train_stage2(run, device=CPU)
+    ncvqvae.train_stage1(run, dataclasses.replace(config, cas_epochs=2), device=CPU)
+    prior.train_stage2(run, device=CPU)
+    with pytest.raises(InputError, match="metrics.json: made with cas_epochs = 1, this run has 2"):
+        evaluate.evaluate_run(run, device=CPU)
+    ncvqvae.train_stage1(run, dataclasses.replace(config, validate_epochs=3, stages=1), device=CPU)
+    assert evaluate.evaluate_run(run, device=CPU)["cas"] == m["cas"] == data.read_json(run / "metrics.json")["cas"]
+    ncvqvae.train_stage1(run, config, device=CPU)
     own_data(tmp_path, length=33)                                            # the file changes under the run
-    with pytest.raises(InputError, match="sha256"):
-        prior.train_stage2(tmp_path / "r", PriorConfig(stage2_steps=1), device=torch.device("cpu"))
+    for again in (lambda: ncvqvae.train_stage1(run, config, device=CPU), lambda: prior.train_stage2(run, device=CPU),
+                  lambda: evaluate.evaluate_run(run, device=CPU)):
+        with pytest.raises(InputError, match="stage1.pt: made with sha256"):
+            again()
     with pytest.raises(InputError, match="stage2.pt: not there"):
-        prior.load_stage2(tmp_path / "r")
+        (run / "stage2.pt").unlink()
+        prior.load_stage2(run, CPU)
+
+
+def test_a_classifier_of_other_epochs_is_another_file(tmp_path):
+    d = data.load_dataset(own_data(tmp_path))
+    for epochs in (1, 2, 1):
+        evaluate.dataset_fcn(tmp_path / "own", d, tiny_config(fcn_epochs=epochs), CPU)
+    assert len(list((tmp_path / "own").glob("fcn-*.pt"))) == 2
 
 
 def test_a_second_process_on_a_run_folder_is_told_who_holds_it(tmp_path):
     code = "import sys; sys.path.insert(0, sys.argv[1]); import data\ndata.run_command(lambda: data.hold(sys.argv[2]).__enter__())"
     with data.hold(tmp_path):
-        done = subprocess.run([sys.executable, "-c", code, str(HERE), str(tmp_path)], capture_output=True, text=True)
-        assert done.returncode == 1 and f"process {os.getpid()} on" in done.stderr
+        one_line(subprocess.run([sys.executable, "-c", code, str(HERE), str(tmp_path)], capture_output=True, text=True),
+                 f"process {os.getpid()} on")
     assert subprocess.run([sys.executable, "-c", code, str(HERE), str(tmp_path)], capture_output=True).returncode == 0
 
 
 def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
     own = own_data(tmp_path)
-    with pytest.raises(InputError, match=r"not finite at step \d+ .*last logged: step .*smaller learning rate"):
-        ncvqvae.train_stage1(tmp_path / "nan", tiny_config(stage1_steps=30, stage1_lr=1e30, dataset=own),
-                             device=torch.device("cpu"))
-    assert not (tmp_path / "nan/stage1.pt").exists()
-    ncvqvae.train_stage1(tmp_path / "one", tiny_config(stage1_steps=1, n_codes=1, dataset=own), device=torch.device("cpu"))
+    with pytest.raises(InputError, match=r"not finite at step \d+: .*before: step .*smaller learning rate"):
+        ncvqvae.train_stage1(tmp_path / "nan", tiny_config(stage1_steps=30, stage1_lr=1e3, dataset=own, stage1_weight_decay=10,
+                                                           ), device=CPU)
+    with pytest.raises(InputError, match="weights are no longer finite"):    # after the last, finite, loss
+        model = torch.nn.Linear(1, 1)
+        training = ncvqvae.Training(tmp_path, "stage1", model, Config(stage1_steps=1), "", 9)
+        for _ in training:
+            training.update(model(torch.ones(1, 1)).sum())
+        model.weight.data.fill_(math.inf)
+        training.finish(tmp_path / "s.pt")
+    assert not (tmp_path / "nan/stage1.pt").exists() and not (tmp_path / "s.pt").exists()
+    ncvqvae.train_stage1(tmp_path / "one", tiny_config(stage1_steps=1, n_codes=1, dataset=own), device=CPU)
     assert "the codebook collapsed" in capsys.readouterr().err
 
 
-def test_stage_2_leaves_stage_1_alone_and_the_same_seed_gives_the_same_prior(tmp_path):
-    config = tiny_config(stage1_steps=2, dataset=own_data(tmp_path))
-    ncvqvae.train_stage1(tmp_path / "r", config, device=torch.device("cpu"))
-    before = (tmp_path / "r/stage1.pt").read_bytes()
-    first = prior.train_stage2(tmp_path / "r", PriorConfig(stage2_steps=3, prior_hidden=32), device=torch.device("cpu"))
-    assert (tmp_path / "r/stage1.pt").read_bytes() == before
+def test_the_same_seed_gives_the_same_prior(tmp_path):
+    config = tiny_config(stage1_steps=2, stage2_steps=3, dataset=own_data(tmp_path))
+    ncvqvae.train_stage1(tmp_path / "r", config, device=CPU)
+    first = prior.train_stage2(tmp_path / "r", device=CPU)
     (tmp_path / "r/stage2.pt").unlink()
-    second = prior.train_stage2(tmp_path / "r", PriorConfig(stage2_steps=3, prior_hidden=32), device=torch.device("cpu"))
+    torch.rand(3)
+    second = prior.train_stage2(tmp_path / "r", device=CPU)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
 
 
@@ -1174,12 +1456,33 @@ def test_an_endless_row_is_refused_before_it_is_parsed(tmp_path):
     folder = write_ucr(tmp_path)
     (folder / "Tiny_TRAIN.tsv").write_text("1" + "\t0.5" * 10_000_000)
     start = time.time()
-    with pytest.raises(InputError, match=r"TRAIN.tsv, row 1: over 4,000,000 characters"):
-        data.load_dataset("Tiny", tmp_path, download=False)
+    with pytest.raises(InputError, match=r"TRAIN.tsv, row 1: 4,000,000 characters"):
+        data.load_dataset("Tiny", tmp_path)
     assert time.time() - start < 2
 
 
-# ---------------------------------------------------------------------------------------------------------- download
+def test_every_piece_of_the_copy_table_runs_in_an_empty_file(tmp_path):
+    """README's rows `piece | names in file | imports | example`: source taken by name, nothing else of the project."""
+    import ast
+    rows = re.findall(r"^\| [^|]+ \| ((?:`\w+`,? ?)+) in `(\w+\.py)` \| `([^`]+)` \| `([^`]+)` \|$", (HERE / "README.md").read_text(), re.M)
+    assert len(rows) >= 8
+    for number, (names, file, imports, example) in enumerate(rows):
+        source = (HERE / file).read_text()
+        defined = {getattr(n, "name", None) or (n.targets[0].id if isinstance(n, ast.Assign) else None): n
+                   for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Assign))}
+        pieces = []
+        for name in re.findall(r"`(\w+)`", names):
+            node = defined[name]
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            pieces.append("\n".join(source.splitlines()[first - 1:node.end_lineno]))
+        (tmp_path / f"{number}.py").write_text("\n\n".join([imports.replace("; ", "\n"), *pieces, example]) + "\n")
+    code = "import runpy, sys\nfor file in sys.argv[1:]:\n    runpy.run_path(file)"
+    files = [f"{n}.py" for n in range(len(rows))]
+    done = subprocess.run([sys.executable, "-I", "-c", code, *files], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- download ----
 
 def ts_bytes(cut=None):
     lines = ["@data"] + [",".join(map(str, x)) + ":" + y for y, x in ROWS]
@@ -1197,13 +1500,13 @@ def zip_bytes(*names, content=ts_bytes()):
 
 GOOD_ZIP = zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts")
 MIRROR_FAULTS = {                     # what the zip's address answers: status, body, promised length; the reason in the message
-    "404": (404, b"no", None, "404"), "html": (200, b"<html>hello</html>", None, "not a sound zip"),
-    "empty": (202, b"", None, "answered 202 with 0 bytes"),
-    "half a zip": (200, GOOD_ZIP[:len(GOOD_ZIP) // 2], None, "not a sound zip"),
-    "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP), "bytes missing|IncompleteRead"),
-    "climbing": (200, zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"), None, "the zip has no Mallat_TRAIN"),
-    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None, "the zip has no Mallat_TEST"),
-    "html in the zip": (200, zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"<html>"), None, "0 channels, expected 1 and a label"),
+    "404": (404, b"no", None, "404"), "html": (200, b"<html>hello</html>", None, "not a zip file"),
+    "empty": (202, b"", None, "answered 202, 0 bytes"),
+    "half a zip": (200, GOOD_ZIP[:len(GOOD_ZIP) // 2], None, "not a zip file"),
+    "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP), "324 missing|IncompleteRead"),
+    "climbing": (200, zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"), None, "has not both Mallat_TRAIN"),
+    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None, "has not both Mallat_TRAIN"),
+    "html in the zip": (200, zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"<html>"), None, "row 1: should be values and a label"),
 }
 
 
