@@ -1,11 +1,9 @@
 """Chapter 0: what goes in. Settings, series, augmented views, files (thesis §5.1.1, §5.2).
-
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
 From top to bottom: every setting of a run and the parser made from it; reading, the toy set,
 download; augmentations; what the stages share around a run folder. Nothing here knows a model.
-
-    python -c "import data; print(data.load_dataset('toy').x_train.shape)"       # (1000, 128)
+    python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # (1000, 128)
 
 Letters: B batch, L length, n series.
 """
@@ -27,7 +25,7 @@ THESIS_SETS = {
     "SonyAIBORobotSurface1": (20, 601, 2, 70, 11198277), "Mallat": (55, 2345, 8, 1024, 11197731),
     "SonyAIBORobotSurface2": (27, 953, 2, 65, 11198290),
 }
-MAX_ROW, MAX_DOWNLOAD = 4_000_000, 500 << 20     # characters in a row, bytes: more is no UCR set
+MAX_ROW, MAX_DOWNLOAD = 4_000_000, 500 << 20  # characters in a row, bytes: more is no UCR set
 
 class InputError(ValueError):
     """What the user can mend, in one line: file or flag, value, mend. Commands print it, exit 1."""
@@ -37,8 +35,18 @@ def refuse(wrong, message):
     if wrong:
         raise InputError(message)
 
-# ---- Settings: `ncvqvae.py RUN --flags` writes RUN/config.json, which later stages read ----
+@contextlib.contextmanager
+def usable(what):
+    """Whatever a cut, foreign or hostile file, or a wrong name, raises in the block: one line."""
+    try:
+        yield
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        named = text.startswith(f"{what}: ")  # an InputError that says all already
+        raise InputError(text if named else f"{what}: cannot be used ({text}); mend or remove it") \
+            from None
 
+# ---- Settings: `ncvqvae.py RUN --flags` writes RUN/config.json, which later stages read ----
 def number(default, low, high):
     """A field with inclusive bounds. nan lies between no two numbers, so it is refused too."""
     kinds = (int,) if type(default) is int else (int, float)
@@ -113,32 +121,30 @@ class Config:
             value, right = getattr(self, f.name), f.metadata.get("right", lambda v: type(v) is str)
             refuse(not right(value), f"--{f.name.replace('_', '-')} {value}: should be "
                                      f"{f.metadata.get('wanted', 'a name')}")
-        names, known = set(self.augmentation.split("+")), ", ".join(AUGMENTATIONS)
-        view = f"--method {self.method} --augmentation {self.augmentation}: should be "
-        refuse((self.method == "naive") != (names == {"none"}), view + "none for naive alone")
-        refuse(names - {"none", *AUGMENTATIONS}, view + f"of {known}, joined by +")
-        refuse(self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, hop is n_fft/4")
-        refuse(self.method == "vibcreg" and self.projector_dim % 64,
-               f"--projector-dim {self.projector_dim}: should be a multiple of 64, for IterNorm")
-        refuse(self.prior_hidden % self.prior_heads, f"--prior-heads {self.prior_heads}: should "
-                                                     f"divide --prior-hidden {self.prior_hidden}")
+        views, wrong = set(self.augmentation.split("+")), f"--augmentation {self.augmentation}: "
+        refuse((self.method == "naive") != (views == {"none"}), wrong + "none is for naive alone")
+        refuse(views - {"none", *AUGMENTATIONS}, f"{wrong}none of {[*AUGMENTATIONS]} joined by +")
+        refuse(self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, its hops")
+        refuse(self.method == "vibcreg" and self.projector_dim % 64,  # IterNorm's groups
+               f"--projector-dim {self.projector_dim}: should be a multiple of 64 for vibcreg")
+        refuse(self.prior_hidden % self.prior_heads,
+               f"--prior-heads {self.prior_heads}: does not divide --prior-hidden")
         refuse(not self.stage1_epochs + self.stage1_steps, "--stage1-epochs 0: nothing to train")
         refuse(not self.stage2_epochs + self.stage2_steps, "--stage2-epochs 0: nothing to train")
 
     def behind(self, result):
         """The fields that "stage1", "stage2", "fcn" or "metrics" depend on, as a dict."""
         kept = {k: v for k, v in asdict(self).items() if k not in ("stages", "validate_epochs")}
-        names = list(kept)
         if result == "fcn":
-            return {k: v for k, v in kept.items() if k.startswith("fcn_") or k in ("precision", "seed")}
-        end = {"stage1": names.index("stage2_epochs"), "stage2": names.index("decode_steps")}
-        return {name: kept[name] for name in names[:end.get(result)]}
+            return {k: v for k, v in kept.items() if re.match("fcn_|precision|seed", k)}
+        end = {"stage1": "stage2_epochs", "stage2": "decode_steps"}.get(result)
+        return dict(itertools.takewhile(lambda item: item[0] != end, kept.items()))
 
 PRESETS = {                                      # field values, nothing more; a given flag wins
     "thesis": {},
-    # Chosen on held-out series of train splits, for the first edition's model (results/fast.md).
-    "fast": dict(stage1_steps=800, stage1_lr=3e-3, stage2_steps=800, fcn_epochs=300,
-                 cas_epochs=100),
+    # Chosen on held-out train series, for the first edition's model (results/fast.md).
+    "fast": dict(stage1_steps=800, stage2_steps=800, stage1_lr=3e-3, fcn_epochs=300,
+                 cas_epochs=100, validate_epochs=100),
     "toy": dict(stage1_steps=300, stage1_lr=3e-3, stage1_batch=64, projector_dim=1024,
                 stage2_steps=600, stage2_lr=2e-3, stage2_batch=64, prior_hidden=128,
                 fcn_epochs=25, cas_epochs=15),
@@ -146,33 +152,31 @@ PRESETS = {                                      # field values, nothing more; a
 
 class Parser(argparse.ArgumentParser):
     """Refuses a wrong call in one line instead of a page of usage."""
-
     def error(self, message):
         raise InputError(f"{message}; see --help")
 
 def add_flags(parser, first="dataset", last="fcn_weight_decay", left_out=()):
     """--preset and a --flag per field from first to last; helps are Config's own comments."""
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
-    names = [f.name for f in fields(Config)]
     parser.add_argument("--preset", choices=PRESETS, help="start values [toy: toy; else thesis]")
+    names = [f.name for f in fields(Config)]
     for f in fields(Config)[names.index(first):names.index(last) + 1]:
         if f.name not in left_out:
-            text = f"{comments[f.name]} [{f.default}]".replace("%", "%%")
-            parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, help=text,
-                                metavar="VALUE", default=argparse.SUPPRESS)
+            parser.add_argument("--" + f.name.replace("_", "-"), type=f.type, metavar="VALUE",
+                                default=argparse.SUPPRESS,  # so that only given flags count
+                                help=f"{comments[f.name]} [{f.default}]".replace("%", "%%"))
 
 def make_config(args, start=None, **fixed):
     """The Config of parsed flags: `start` or the preset, over it the flags, over them `fixed`."""
-    flags = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
-    flags |= fixed
+    names = {f.name for f in fields(Config)}
+    flags = {k: v for k, v in vars(args).items() if k in names} | fixed
     preset = "toy" if flags.get("dataset", Config.dataset) == "toy" else "thesis"
     start = start if start and not args.preset else (start or {}) | PRESETS[args.preset or preset]
-    # Epochs that are given win over a preset's steps.
+    # Given epochs win over a preset's steps.
     steps = {f"{s}_steps": 0 for s in ("stage1", "stage2") if f"{s}_epochs" in flags}
     return Config(**(start | steps | flags))
 
 # ---- Reading ----
-
 @dataclass
 class Dataset:
     """A dataset, standardised by one scalar mean and std of the train split (paper §4.2.6)."""
@@ -204,9 +208,9 @@ class Dataset:
 
 def parse_label(text):
     """Labels are numbers in most files ("1", "1.0", "1.0e+00" are one class), words in some."""
-    for kind in (int, float):                    # int first: large ones stay apart
+    for kind in (int, float):  # int first: large ones stay apart
         with contextlib.suppress(ValueError):
-            value = kind("_" if "_" in text else text)       # Python reads 1_0 as 10
+            value = kind("_" if "_" in text else text)  # Python reads 1_0 as 10
             if math.isfinite(value):
                 return int(value) if value == int(value) else value
     return text
@@ -217,48 +221,46 @@ def read_split(path):
     .tsv (label first, tabs), .txt (label first, blanks), .ts (header, commas, `:label` last).
     Raises InputError with file and row: no number, unequal lengths, overlong, no rows, no UTF-8.
     """
-    path, bodies, labels = Path(path), [], []
-    separator = {".ts": ",", ".tsv": "\t"}.get(path.suffix)          # None: blanks
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:     # -sig: skip a BOM
+    path, rows, labels = Path(path), [], []
+    separator = {".ts": ",", ".tsv": "\t"}.get(path.suffix)  # None: blanks
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # -sig: skip a BOM
         for row, line in enumerate(iter(lambda: file.readline(MAX_ROW), ""), 1):
-            refuse(len(line) == MAX_ROW or re.search("[\udc80-\udcff]", line),
-                   f"{path}, row {row}: {MAX_ROW:,} characters long, or not UTF-8")
-            if not (line := line.strip()) or path.suffix == ".ts" and line[0] in "#@":
+            if not line.strip() or path.suffix == ".ts" and line[0] in "#@":
                 continue
-            if path.suffix == ".ts":
-                body, _, label = line.rpartition(":")        # another channel's colon is no number
-            else:
-                label, body = [*line.split(separator, 1), ""][:2]
-            refuse(not body.strip(), f"{path}, row {row}: should be values and a label")
-            bodies.append(body)
+            with usable(f"{path}, row {row}"):
+                refuse(len(line) == MAX_ROW, f"{MAX_ROW:,} characters, no series")
+                refuse(re.search("[\udc80-\udcff]", line), "not UTF-8")
+                if path.suffix == ".ts":
+                    body, _, label = line.rpartition(":")  # another channel's colon is no number
+                else:
+                    label, body = [*line.strip().split(separator, 1), ""][:2]
+                values = np.array(body.split(separator), dtype=np.float64)
+                refuse("_" in body, "1_0 is no number")  # to Python it is 10
+                refuse(rows and len(values) != len(rows[0]), f"length {len(values)}, not as before")
+            rows.append(values)
             labels.append(label.strip())
-    refuse(not bodies, f"{path}: no series in it; replace the file")
-    try:
-        return np.loadtxt(bodies, delimiter=separator, comments=None, ndmin=2), labels
-    except ValueError as error:
-        raise InputError(f"{path}, series (from 0): {reason(error)}; mend or remove it. Each is "
-                         "one channel of numbers, all of one length, and a label") from None
-
-def read_npz(path):
-    """Own data X_train, y_train, X_test, y_test: [(x (n, L), labels or None)] of both splits."""
-    arrays, splits = read_arrays(path), []
-    labelled = "y_train" in arrays or "y_test" in arrays
-    needed = ("X_train", "X_test", "y_train", "y_test")[:4 if labelled else 2]
-    refuse(not set(needed) <= set(arrays), f"{path}: has {[*arrays]}, needs {needed}")
-    for split in ("train", "test"):
-        x, y = as_series(arrays[f"X_{split}"], f"{path}, X_{split}"), arrays.get(f"y_{split}")
-        if labelled:
-            refuse(y.shape != x.shape[:1], f"{path}, y_{split}: {y.shape}, expected ({len(x)},)")
-            y = [str(v) for v in (np.char.decode(y) if y.dtype.kind == "S" else y).tolist()]
-        splits.append((x, y))
-    return splits
+    refuse(not rows, f"{path}: no series in it; replace the file")
+    return np.stack(rows), labels
 
 def as_series(x, where):
     """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L); InputError for others."""
     x = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x
-    refuse(x.ndim != 2 or x.dtype.kind not in "fiu", f"{where}: {x.dtype} {x.shape}, should be "
-                                                     "numbers (n, L) or (n, 1, L), one channel")
+    refuse(x.ndim != 2 or x.dtype.kind not in "fiu",
+           f"{where}: {x.dtype} {x.shape}, should be numbers (n, L) or (n, 1, L), one channel")
     return x.astype(np.float64)
+
+def read_npz(path):
+    """Own data X_train, y_train, X_test, y_test: [(x (n, L), labels or None)] of both splits."""
+    arrays, splits = read_arrays(path), []
+    needed = ["X_train", "X_test"] + ["y_train", "y_test"] * any(k[0] == "y" for k in arrays)
+    refuse(not set(needed) <= set(arrays), f"{path}: has {[*arrays]}, needs {needed}")
+    for split in ("train", "test"):
+        x, y = as_series(arrays[f"X_{split}"], f"{path}, X_{split}"), arrays.get(f"y_{split}")
+        if y is not None:
+            refuse(y.shape != x.shape[:1], f"{path}, y_{split}: {y.shape}, expected ({len(x)},)")
+            y = [str(v) for v in (np.char.decode(y) if y.dtype.kind == "S" else y).tolist()]
+        splits.append((x, y))
+    return splits
 
 def load_dataset(name, root=None):
     """`toy`, a UCR set in root/NAME (root: $UCR_DIR or datasets), or an own .npz's path -> Dataset.
@@ -268,7 +270,7 @@ def load_dataset(name, root=None):
     """
     root = root or os.environ.get("UCR_DIR") or "datasets"
     files = f"{name}, train", f"{name}, test"
-    if name == "toy":      # less noise than Geurts' 1: a short schedule learns the prior too
+    if name == "toy":  # less noise than Geurts' 1: a short schedule learns the prior too
         splits = [two_patterns(1000, 128, seed, noise=0.2) for seed in (0, 1)]
         splits = [(x.double().numpy(), [str(v) for v in y.tolist()]) for x, y in splits]
     elif name.endswith(".npz"):
@@ -282,14 +284,13 @@ def load_dataset(name, root=None):
         splits = [read_split(file) for file in files]
     (x_train, y_train), (x_test, y_test) = splits
     (n, L), (m, L_test) = x_train.shape, x_test.shape
-    refuse(L != L_test or L < 8 or min(n, m) < 2,
-           f"{name}: {n} train series of length {L}, {m} test series of length {L_test}; should be "
-           "2 each at least, of one length of at least 8, an STFT frame")
+    refuse(L != L_test or L < 8 or min(n, m) < 2,  # 8: a frame of the STFT
+           f"{name}: {n} train series of length {L}, {m} test series of length {L_test}: too few")
     classes = []
     if y_train is not None:
         parsed = [[parse_label(w) for w in y] for y in (y_train, y_test)]
         if any(isinstance(v, str) and v != "nan" for v in parsed[0] + parsed[1]):
-            parsed = [y_train, y_test]           # a mixture of numbers and words is words
+            parsed = [y_train, y_test]  # a mixture of numbers and words is words
         index = {c: k for k, c in enumerate(sorted(set(parsed[0])))}
         classes = list(index)
         for words, file in zip(parsed, files):
@@ -298,28 +299,26 @@ def load_dataset(name, root=None):
                        f"{name}: {file}, series {row} has label {word!r}; should be one of at "
                        f"least 2 that the train split shows: {classes}")
         y_train, y_test = (torch.tensor([index[v] for v in y]) for y in parsed)
-    with np.errstate(all="ignore"):              # what overflows is refused here
+    with np.errstate(all="ignore"):  # what overflows is refused here
         mean, std = float(x_train.mean()), float(x_train.std())
         scaled = [(x - mean) / std for x in (x_train, x_test)]
         for raw, x, file in zip((x_train, x_test), scaled, files):
             finite, near = np.isfinite(raw).all(1), np.abs(x).max(1) < 1e9
             refuse(not finite.all(), f"{name}: {file}, series {finite.argmin() + 1} holds NaN or "
                                      "inf; fill the gap or remove it")
-            refuse(not 1e-13 * np.abs(x_train).max() < std < math.inf,   # float64 resolves 1e-16
+            refuse(not 1e-13 * np.abs(x_train).max() < std < math.inf,  # float64 resolves 1e-16
                    f"{name}: {files[0]} has mean {mean:g}, standard deviation {std:g}: nothing to "
                    "standardise; rescale it or take off its offset")
             refuse(not near.all(), f"{name}: {file}, series {near.argmin() + 1} lies over 1e9 "
                                    "standard deviations from the train mean; mend or remove it")
     found = (n, m, len(classes), L)
-    thesis = THESIS_SETS.get(name, found)[:4]
-    if found != thesis:
-        print(f"WARNING: {name}: train, test, classes, length are {found}, Table 5.2 has {thesis}; "
-              "complete_data is false", file=sys.stderr)
-    arrays = [np.asarray(a) for a in (x_train, x_test, y_train, y_test) if a is not None]
-    digest = hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
+    if not (complete := found == THESIS_SETS.get(name, found)[:4]):
+        print(f"WARNING: {name}: train, test, classes, length are {found}, Table 5.2 has "
+              f"{THESIS_SETS[name][:4]}; complete_data is false", file=sys.stderr)
+    raw = [np.asarray(a).tobytes() for a in (x_train, x_test, y_train, y_test) if a is not None]
     x_train, x_test = (torch.from_numpy(x.astype(np.float32)) for x in scaled)
-    return Dataset(name, L, mean, std, classes, found == thesis, digest, x_train, y_train, x_test,
-                   y_test)
+    return Dataset(name, L, mean, std, classes, complete, hashlib.sha256(b"".join(raw)).hexdigest(),
+                   x_train, y_train, x_test, y_test)
 
 def two_patterns(n, length, seed, noise=1.0):
     """The process of Geurts (2002): noise with two steps, each up (-5, 5) or down (5, -5).
@@ -330,7 +329,7 @@ def two_patterns(n, length, seed, noise=1.0):
     rng = np.random.default_rng(seed)
     x = noise * rng.standard_normal((n, length))
     y = rng.permutation(np.arange(n) % 4)
-    least = length // 8                          # of a step's width
+    least = length // 8  # of a step's width
     for i in range(n):
         # Four cut points split the series into gap, step, gap, step, gap.
         cuts = np.sort(rng.integers(0, length - 2 * least + 1, size=4))
@@ -342,7 +341,6 @@ def two_patterns(n, length, seed, noise=1.0):
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
 
 # ---- Download: both splits are read in a temporary folder before they get their place ----
-
 def find_splits(name, root):
     """Paths of root/NAME/NAME_TRAIN.tsv (or .ts, .txt) and NAME_TEST; None for what is missing."""
     stems = [Path(root) / name / f"{name}_{split}" for split in ("TRAIN", "TEST")]
@@ -354,12 +352,12 @@ def _fetch(url, folder):
     request = urllib.request.Request(url, headers={"User-Agent": "ncvqvae"})
     with urllib.request.urlopen(request, timeout=60) as reply:
         body = reply.read(MAX_DOWNLOAD)
-        refuse(reply.status != 200 or reply.length,          # a 202 without content, half a file
+        refuse(reply.status != 200 or reply.length,  # a 202 without content, half a file
                f"answered {reply.status}, {len(body)} bytes, {reply.length} missing")
     if not url.endswith(".zip"):
         return (folder / Path(url).name).write_bytes(body)
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
-        for member in archive.infolist():        # flat names alone: ../x cannot climb out
+        for member in archive.infolist():  # flat names alone: ../x cannot climb out
             if re.fullmatch(rf"{folder.name}_(TRAIN|TEST)\.(ts|txt)", member.filename):
                 (folder / member.filename).write_bytes(archive.open(member).read(MAX_DOWNLOAD))
 
@@ -379,19 +377,17 @@ def download_dataset(name, root):
             (staging / name).mkdir(parents=True)
             for path in paths:
                 _fetch(f"{os.environ.get('UCR_MIRROR') or host}/{path}", staging / name)
-            files = find_splits(name, staging)
-            refuse(None in files, f"has not both {name}_TRAIN and {name}_TEST")
-            for file in files:
-                read_split(file)
-            final.mkdir(exist_ok=True)           # an incomplete folder is completed
+            refuse(None in (files := find_splits(name, staging)), f"{name}_TRAIN or _TEST lacks")
+            [read_split(file) for file in files]  # only what can be read gets its place
+            final.mkdir(exist_ok=True)
             return [os.replace(file, final / file.name) for file in files]
-        except Exception as error:               # hosts, zips and disks fail in many ways
-            reasons.append(f"{host}: {reason(error)}")
+        except Exception as error:  # hosts, zips and disks fail in many ways
+            reasons.append(f"{host}: {error or type(error).__name__}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    raise InputError(f"{name}: not in {root} and no mirror has it ({'; '.join(reasons)}). Get it "
-                     "from www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone), put "
-                     f"{name}_TRAIN.tsv and {name}_TEST.tsv into {final}/")
+    refuse(True, f"{name}: not in {root} and no mirror has it ({'; '.join(reasons)}). Get it from "
+           "www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone) and put "
+           f"{name}_TRAIN.tsv and {name}_TEST.tsv into {final}/")
 
 # ---- Augmentations (thesis §5.1.1; drafts of the project thesis): x (B, L) -> (B, L) ----
 # On x's device, in its dtype, a fresh draw per series.
@@ -414,14 +410,14 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     inside, i + (s - 1)w behind. Output j reads where tau = j tau(L-1)/(L-1): end points stay.
     """
     B, L = x.shape
-    w = max(1, round(window * (L - 1)))                              # in steps between samples
-    s = _uniform(x, (B, 1), low, high, generator)                    # (B, 1)
-    a = (_uniform(x, (B, 1), 0, 1, generator) * (L - w)).floor()     # (B, 1) in 0 .. L-1-w
-    j = torch.arange(L, device=x.device, dtype=x.dtype)              # (L)
-    tau = j * ((L - 1 + (s - 1) * w) / (L - 1))                      # (B, L) on the warped axis
+    w = max(1, round(window * (L - 1)))  # in steps between samples
+    s = _uniform(x, (B, 1), low, high, generator)  # (B, 1)
+    a = (_uniform(x, (B, 1), 0, 1, generator) * (L - w)).floor()  # (B, 1) in 0 .. L-1-w
+    j = torch.arange(L, device=x.device, dtype=x.dtype)  # (L)
+    tau = j * ((L - 1 + (s - 1) * w) / (L - 1))  # (B, L) on the warped axis
     later = torch.where(tau < a + s * w, a + (tau - a) / s, tau - (s - 1) * w)
-    i = torch.where(tau < a, tau, later)                             # (B, L) places in x
-    left = i.floor().clamp(0, L - 2)                                 # linear between neighbours
+    i = torch.where(tau < a, tau, later)  # (B, L) places in x
+    left = i.floor().clamp(0, L - 2)  # linear between neighbours
     weight = (i - left).clamp(0, 1)
     left = left.long()
     return x.gather(1, left) * (1 - weight) + x.gather(1, left + 1) * weight
@@ -436,7 +432,7 @@ def slice_and_shuffle(x, generator=None, pieces=4):
     cuts = 1 + torch.rand(B, L - 1, generator=generator, device=x.device).argsort(1)[:, :pieces - 1]
     place = torch.rand(B, pieces, generator=generator, device=x.device).argsort(1)  # (B, pieces)
     i = torch.arange(L, device=x.device)
-    piece = (i >= cuts[:, :, None]).sum(1)                           # (B, L) piece that i lies in
+    piece = (i >= cuts[:, :, None]).sum(1)  # (B, L) piece that i lies in
     return x.gather(1, (place.gather(1, piece) * L + i).argsort(1))  # by new place, then by old
 
 def gaussian_noise(x, generator=None, std=0.05):
@@ -454,9 +450,9 @@ def slope(x, generator=None, limit=0.01):
 
 def phase_shift(x, generator=None, limit=math.pi / 4):
     """Add U[-limit, limit] to the phase of each bin and frame of an STFT. Drafts (ledger 23)."""
-    n_fft = 2 ** math.ceil(math.log2(x.shape[1]))                    # hop n_fft/4, no window
+    n_fft = 2 ** math.ceil(math.log2(x.shape[1]))  # hop n_fft/4, no window
     window = torch.ones(n_fft, device=x.device, dtype=x.dtype)
-    u = torch.stft(x, n_fft, window=window, return_complex=True)     # (B, n_fft/2+1, frames)
+    u = torch.stft(x, n_fft, window=window, return_complex=True)  # (B, n_fft/2+1, frames)
     turn = torch.polar(torch.ones_like(u.real), _uniform(x, u.shape, -limit, limit, generator))
     return torch.istft(u * turn, n_fft, window=window, length=x.shape[1])
 
@@ -481,43 +477,34 @@ def augment(x, spec, generator=None):
     return x
 
 # ---- Around a run folder: device, files that are whole or not there, the lock ----
-
 def pick_device(precision="float32"):
     """The device to compute on: $DEVICE, else cuda, else cpu. Sets what float32 means there."""
     # Apple's mps must be asked for (DEVICE=mps): some releases of torch compute wrongly on it.
     name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     # Recent GPUs round convolutions to TF32 unless told not to, products only if told to.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
+    with usable(f"DEVICE={name}"):
+        device = torch.ones(1, device=name).device
         if device.type == "cuda":
             torch.cuda.set_device(device)
-    except Exception as error:
-        raise InputError(f"DEVICE={name}: {reason(error)}; give cuda, cuda:N, mps or cpu") from None
     return device
 
 def run_command(main):
     """Run a module's main(); what the user can mend becomes one line and exit code 1."""
     try:
         main()
-    except BrokenPipeError:                      # the reader of our output left, as `| head` does
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except OSError as error:
-        sys.exit(f"{error.filename}: cannot be read or written ({error.strerror}); mend that, then "
-                 "run the same command again")
+        sys.exit(f"{error.filename}: cannot be read or written ({error.strerror}); mend that")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last checkpoint")
 
-def reason(error):
-    """The first line of an exception, its type where it says nothing."""
-    return (str(error).splitlines() or [""])[0][:150] or type(error).__name__
-
 def write_atomic(path, write):
     """write(file) under another name beside path, then rename: path is the old file or the new."""
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    temporary = Path(f"{path}.tmp")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -525,53 +512,47 @@ def write_atomic(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:     # RuntimeError: torch's writer on a full disk
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise InputError(f"{path}: cannot be written ({reason(error)}); what was there is intact. "
-                         "Mend that, then run the same command again") from None
+        raise InputError(f"{path}: cannot be written ({error}), what was there is intact; mend "
+                         "that, then run the same command again") from None
 
 def write_json(path, value):
     """value as JSON, whole or not at all."""
     write_atomic(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
-def _read(path, parse, what, kind=dict):
-    """parse(path), a dict. Cut, empty, foreign, hostile files make parsers raise anything."""
+def _read(path, parse, kind=dict):
+    """parse(path), where that is there and of a kind."""
     refuse(not Path(path).exists(), f"{path}: not there; run the stage that makes it")
-    try:
+    with usable(path):
         value = parse(path)
-        why = "" if isinstance(value, kind) else f"holds a {type(value).__name__}"
-    except Exception as error:
-        why = reason(error)
-    refuse(why, f"{path}: no {what} ({why}); remove it and run again")
+        refuse(not isinstance(value, kind), f"holds a {type(value).__name__}")
     return value
 
 def read_arrays(path):
     """The arrays of an .npz by name, never unpickled."""
-    def parse(path):
-        return {key: np.asarray(value) for key, value in np.load(path, allow_pickle=False).items()}
-    return _read(path, parse, ".npz of plain arrays")
+    arrays = _read(path, lambda path: dict(np.load(path, allow_pickle=False)))
+    return {key: np.asarray(value) for key, value in arrays.items()}
 
 def read_json(path):
     """A JSON file's object."""
-    return _read(path, lambda path: json.loads(Path(path).read_text()), "JSON object")
+    return _read(path, lambda path: json.loads(Path(path).read_text()))
 
 def load_checkpoint(path):
     """A checkpoint's dict, on the CPU. weights_only: nothing that a file carries is executed."""
-    return _read(path, lambda path: torch.load(path, "cpu", weights_only=True), "checkpoint")
+    return _read(path, lambda path: torch.load(path, "cpu", weights_only=True))
 
 def read_config(run_dir):
     """The Config of a run folder, which ncvqvae.py writes."""
-    return _read(Path(run_dir) / "config.json", lambda path: Config(**json.loads(path.read_text())),
-                 "settings of a run, ncvqvae.py writes them", Config)
+    path = Path(run_dir) / "config.json"
+    return _read(path, lambda path: Config(**json.loads(path.read_text())), Config)
 
 def check_same(path, saved, wanted):
-    """Refuse a file that was made with other settings or data, naming what differs."""
-    saved = saved if isinstance(saved, dict) else {}
+    """Refuse a file that was made with other settings or data (two dicts), naming what differs."""
     for key in sorted(set(saved) | set(wanted)):
-        refuse(saved.get(key) != wanted.get(key),
-               f"{path}: made with {key} = {saved.get(key)!r}, this run has {wanted.get(key)!r}; "
-               "give the value it has, remove it, or set another OUT")
+        refuse(saved.get(key) != wanted.get(key), f"{path}: made with {key} = {saved.get(key)!r}, "
+               f"this run has {wanted.get(key)!r}; change that, remove it, or set another OUT")
 
 @contextlib.contextmanager
 def hold(folder, wait=False):
@@ -584,22 +565,22 @@ def hold(folder, wait=False):
             file.seek(0)
             holder = file.read().decode(errors="replace") or "another process"
             raise InputError(f"{folder}: {holder} works on it; wait or set another OUT") from None
-        except OSError as error:                 # some network file systems have none
+        except OSError as error:  # some network file systems have none
             print(f"WARNING: {folder}: no lock ({error.strerror}); start no second process on it",
                   file=sys.stderr)
-        with contextlib.suppress(OSError):       # on a full disk the first result will say so
+        with contextlib.suppress(OSError):  # on a full disk the first result will say so
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield                                    # closing the file, or dying, lets go
+        yield  # closing the file, or dying, lets go
 
 def git_commit():
     """The checkout's commit, None outside one."""
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError):           # no git
+    with contextlib.suppress(OSError):  # no git
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 def main():
-    """Refuse a wrong value anywhere in a grid: what run.sh asks before anything runs."""
+    """Refuse a wrong value anywhere in a grid: run.sh asks before anything runs."""
     parser = Parser(prog="run.sh", allow_abbrev=False)
     for position in ("methods", "augmentations", "seeds"):
         parser.add_argument(position, type=lambda text: text.split(","))

@@ -1,12 +1,10 @@
 """Chapter 3: is it any good? Probes, IS, FID, CAS, figures (thesis §2.7, §5.1.2, §6).
-
     test split -> stage 1 -> z_q, averaged over H and W -> KNN, SVM             (representations)
     prior -> unconditional series -> FCN features -> FID; its softmax -> IS             (samples)
     prior -> class-conditional series -> a fresh FCN -> accuracy on the real test split: CAS
-
-    python evaluate.py run     runs/Symbols/vibcreg-slice/seed1    # metrics.json, samples, figures
-    python evaluate.py samples x.npz --dataset FordA               # scores any model's series
-    python evaluate.py compare runs/Symbols/*/seed*                # one row a run
+    python evaluate.py run     runs/Symbols/vibcreg-slice/seed1  # metrics.json, samples, figures
+    python evaluate.py samples x.npz --dataset FordA  # scores any model's series
+    python evaluate.py compare runs/Symbols/*/seed*  # one row a run
 
 Letters: n series, L length, D code dimension, K classes or codes, P features of the FCN (128).
 """
@@ -34,7 +32,6 @@ METRICS = ("recon", "recon_time", "recon_timefreq", "recon_last_batch", "knn", "
            "seconds_stage1", "seconds_stage2", "seconds_evaluate", "complete_data")
 
 # ---- Stage 1: probes and codes (thesis §6.1) ----
-
 def probe(z_train, y_train, z_test, y_test):
     """Test accuracy of KNN (k = 5) and a linear SVM (C = 1). z (n, D), y (n,). Thesis §5.1.2.
 
@@ -52,10 +49,8 @@ def code_usage(tokens, n_codes):
     return int((p > 0).sum()), float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
 # ---- The classifier behind IS, FID and CAS (Wang et al. 2017; thesis §2.7.1, ledger 15) ----
-
 class FCN(nn.Module):
     """Fully convolutional classifier, filters of width 8, 5, 3. x (B, L) -> logits (B, K)."""
-
     def __init__(self, n_classes, precision="float32"):
         super().__init__()
         self.precision = precision
@@ -70,7 +65,7 @@ class FCN(nn.Module):
         """Average-pooled features (B, L) -> (B, P) float32, what FID compares."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             # "same" for an even width is 3 before, 4 behind (ledger 30); torch would warn of it.
-            h = self.convs(F.pad(x, (3, 4))[:, None, None])              # (B, P, 1, L)
+            h = self.convs(F.pad(x, (3, 4))[:, None, None])  # (B, P, 1, L)
         return h.float().mean((2, 3))
 
     def forward(self, x):
@@ -90,23 +85,21 @@ def train_fcn(x, y, n_classes, config, folder, name, device):
     x, y = x.to(device), y.to(device)
     model.train()
     for rows in training:
-        logits = model(x[rows])                                          # (B, K)
+        logits = model(x[rows])  # (B, K)
         right = (logits.argmax(1) == y[rows]).float().mean()
         training.update(F.cross_entropy(logits, y[rows]), accuracy=right)
     return model.eval().requires_grad_(False), training
 
 def dataset_fcn(folder, dataset, config, device):
     """The dataset's classifier from folder, trained where missing. Runs share it: others wait."""
-    config = replace(config, seed=0)
+    config, x, y = replace(config, seed=0), dataset.x_train, dataset.y_train
     what = json.dumps(config.behind("fcn") | {"sha256": dataset.sha256})
-    name = f"fcn-{hashlib.sha256(what.encode()).hexdigest()[:8]}"        # other settings, other file
+    name = f"fcn-{hashlib.sha256(what.encode()).hexdigest()[:8]}"  # of other settings: another
     path, n_classes = Path(folder) / f"{name}.pt", len(dataset.classes)
     with hold(folder, wait=True):
         if not path.exists():
-            _, training = train_fcn(dataset.x_train, dataset.y_train, n_classes, config, folder,
-                                    name, device)
-            training.finish(path)
-    return load_model(path, "fcn", lambda made, _: FCN(n_classes, made.precision), device, config)[0]
+            train_fcn(x, y, n_classes, config, folder, name, device)[1].finish(path)
+    return load_model(path, "fcn", lambda c, _: FCN(n_classes, c.precision), device, config)[0]
 
 @torch.no_grad()
 def classify(fcn, x, batch=256):
@@ -116,7 +109,6 @@ def classify(fcn, x, batch=256):
     return features.cpu().double().numpy(), fcn.head(features).cpu().double().softmax(1).numpy()
 
 # ---- Sample metrics (thesis §2.7.1) ----
-
 def frechet_distance(f1, f2):
     """Fréchet distance of Gaussians fitted to features f1 (n1, P), f2 (n2, P), float64. Eq. 2.21.
 
@@ -128,7 +120,7 @@ def frechet_distance(f1, f2):
         raise ValueError("frechet_distance: a covariance needs at least 2 rows")
     s1, s2 = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (f1, f2))  # P = 1 comes as a scalar
     values, vectors = np.linalg.eigh(s1)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T               # S1^1/2
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T  # S1^1/2
     cross = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root).clip(0)).sum()  # Tr (S1 S2)^1/2
     return float(((f1.mean(0) - f2.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * cross)
 
@@ -138,16 +130,16 @@ def inception_score(p, splits=10, seed=0):
     parts = np.array_split(p[np.random.default_rng(seed).permutation(len(p))], min(splits, len(p)))
     scores = []
     for part in parts:
-        marginal = part.mean(0, keepdims=True)                           # p(y)
-        ratio = np.divide(part, marginal, out=np.ones_like(part), where=part > 0)    # 0 log 0 = 0
+        marginal = part.mean(0, keepdims=True)  # p(y)
+        ratio = np.divide(part, marginal, out=np.ones_like(part), where=part > 0)  # 0 log 0 = 0
         scores.append(np.exp((part * np.log(ratio)).sum(1).mean()))
     return float(np.mean(scores))
 
-def classification_accuracy_score(x, y, x_test, y_test, n_classes, config, folder, device):
+def classification_accuracy_score(x, y, dataset, config, folder, device):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,)."""
     config = replace(config, fcn_epochs=config.cas_epochs)
-    fcn, _ = train_fcn(x, y, n_classes, config, folder, "cas", device)
-    return accuracy(classify(fcn, x_test)[1], y_test)
+    fcn, _ = train_fcn(x, y, len(dataset.classes), config, folder, "cas", device)
+    return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
 
 def accuracy(p, y):
     """Share of rows of p (n, K) whose largest entry is at y (n,)."""
@@ -158,7 +150,7 @@ def nearest_neighbour_ratio(generated, train, test):
 
     Under 1 hints at memorising (§6.4). None where every test series is a train series.
     """
-    def mean_nearest(a):                         # no products: those lose small distances
+    def mean_nearest(a):  # no products: those lose small distances
         nearest = [torch.cdist(part, train, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
                    for part in a.split(256)]
         return torch.cat(nearest).double().mean().item()
@@ -169,9 +161,9 @@ def class_proportions(y, n_classes, total):
     """Labels (total,) in the class proportions of y, one per class at least."""
     share = torch.bincount(y, minlength=n_classes).double() * total / len(y)
     counts = share.floor().clamp_min(1)
-    while counts.sum() < total:                  # largest remainders first
+    while counts.sum() < total:  # largest remainders first
         counts[(share - counts).argmax()] += 1
-    while counts.sum() > total:                  # small classes were rounded up to one
+    while counts.sum() > total:  # small classes were rounded up to one
         counts[(share - counts).masked_fill(counts < 2, math.inf).argmin()] -= 1
     return torch.arange(n_classes).repeat_interleave(counts.long())
 
@@ -197,13 +189,11 @@ def score_samples(generated, conditional, labels, dataset, config, run_dir, devi
     if x_hat is not None:
         out["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
     if conditional is not None:
-        out["cas"] = classification_accuracy_score(
-            conditional, labels, dataset.x_test, dataset.y_test, len(dataset.classes), config,
-            run_dir, device)
+        out["cas"] = classification_accuracy_score(conditional, labels, dataset, config, run_dir,
+                                                   device)
     return out
 
 # ---- A run ----
-
 def evaluate_run(run_dir, config=None, device=None):
     """Write metrics.json, samples.npz and figures/ of a run folder. -> metrics, a dict.
 
@@ -213,15 +203,14 @@ def evaluate_run(run_dir, config=None, device=None):
     device, dataset = device or pick_device(config.precision), load_dataset(config.dataset)
     model, first = load_stage1(run_dir, device, config, dataset)
     path, n_classes, y_test = run_dir / "metrics.json", len(dataset.classes), dataset.y_test
-    if path.exists():                            # a full one answers --stages 1 too
+    if path.exists():  # a full one answers --stages 1 too
         old = read_json(path)
         full = config.stages == 2 == old.get("stages")
         wanted = config.behind("metrics" if full else "stage1") | dict(sha256=dataset.sha256)
-        check_same(path, {k: old.get("config", {}).get(k) for k in wanted}, wanted)
-        if old["stages"] >= config.stages:
+        check_same(path, {k: (old.get("config") or {}).get(k) for k in wanted}, wanted)
+        if old.get("stages", 0) >= config.stages:
             print(f"{path}: finished before, with these settings and data", file=sys.stderr)
             return old
-
     train, test = encode_split(model, dataset.x_train), encode_split(model, dataset.x_test)
     time_error, frequency_error = test["errors"].mean(0).tolist()
     codes, perplexity = code_usage(test["tokens"], config.n_codes)
@@ -236,7 +225,6 @@ def evaluate_run(run_dir, config=None, device=None):
         m["knn"], m["svm"] = probe(train["pooled"], dataset.y_train, test["pooled"], y_test)
     else:
         print(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS", file=sys.stderr)
-
     generated = conditional = labels = None
     if config.stages == 2:
         prior, _, second = load_stage2(run_dir, device, config, dataset)
@@ -249,10 +237,10 @@ def evaluate_run(run_dir, config=None, device=None):
         if n_classes:
             labels = class_proportions(dataset.y_train, n_classes, max(1000, m["n_train"]))
             conditional = sample(prior, model, labels, draws[1], config)
-        kept = generated if conditional is None else conditional
+        kept = conditional if n_classes else generated
         save_samples(run_dir / "samples.npz", kept, labels, dataset)
-        m |= dict(n_generated=len(kept)) | score_samples(
-            generated, conditional, labels, dataset, config, run_dir, device, test["x_hat"])
+        m |= score_samples(generated, conditional, labels, dataset, config, run_dir, device,
+                           test["x_hat"]) | dict(n_generated=len(kept))
     from benchmarks.figures import draw_figures  # needs matplotlib, which nothing else does
     draw_figures(run_dir, dataset, model, test, generated, conditional, labels)
     m |= dict(seconds_evaluate=time.time() - start, stages=config.stages,
@@ -262,7 +250,6 @@ def evaluate_run(run_dir, config=None, device=None):
     return m
 
 # ---- Commands ----
-
 def command_samples(args):
     """Score the series of an .npz (X in original units, y optional) against a dataset."""
     config, arrays = make_config(args), read_arrays(args.file)
@@ -270,14 +257,13 @@ def command_samples(args):
     refuse("X" not in arrays, f"{args.file}: has {[*arrays]}, needs X (n, L), and y (n,) for CAS")
     x, labels = (as_series(arrays["X"], f"{args.file}, X") - dataset.mean) / dataset.std, None
     refuse(x.shape[1] != dataset.length or len(x) < 2 or not (np.abs(x) < 1e9).all(),
-           f"{args.file}: X {x.shape}, should be some finite series of {dataset.name}'s length "
-           f"{dataset.length}, in its units")
+           f"{args.file}: X {x.shape}, should be series of {dataset.name}: length {dataset.length}")
     x = torch.from_numpy(x.astype(np.float32))
     if "y" in arrays and dataset.classes:
         refuse(arrays["y"].shape != (len(x),), f"{args.file}: y {arrays['y'].shape}, X {x.shape}")
         labels = torch.tensor([dataset.label(word) for word in arrays["y"].tolist()])
     folder = Path(os.environ.get("OUT") or "runs") / dataset.name / "scored" / Path(args.file).stem
-    with hold(folder):                           # the CAS training's log and resume file
+    with hold(folder):  # the CAS training's log and resume file
         conditional = None if labels is None else x
         m = score_samples(x, conditional, labels, dataset, config, folder, device)
         (folder / "cas.resume.pt").unlink(missing_ok=True)
@@ -292,28 +278,27 @@ def compare(run_dirs):
         m = read_json(Path(run_dir) / "metrics.json")
         cells = ["" if m[k] is None else f"{m[k]:.3f}".removesuffix(".000") for k in keys]
         minutes = sum(m[f"seconds_{s}"] or 0 for s in ("stage1", "stage2", "evaluate")) / 60
-        name = "/".join(Path(run_dir).resolve().parts[-3:])              # DATASET/METHOD-AUG/seedN
+        name = "/".join(Path(run_dir).resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
         print(f"| {name} | " + " | ".join(cells) + f" | {minutes:.1f} |")
 
 def main():
     parser = Parser(description="Score runs and samples.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="metrics.json, samples.npz, figures of a run folder")
-    run.add_argument("run_dir", help="run folder; its config.json holds the settings")
+    run.add_argument("run_dir", help="its config.json holds the settings")
     samples = commands.add_parser("samples", help="score the series of an .npz", allow_abbrev=False)
     samples.add_argument("file", help=".npz with X (n, L) in the data's units and, for CAS, y (n,)")
     samples.add_argument("--dataset", required=True, help="toy, a UCR name, or the path of an .npz")
-    samples.add_argument("--precision", default="float32", help="of the classifiers' products")
+    samples.add_argument("--precision", default="float32", help="float32, tf32 or bf16")
     add_flags(samples, "fcn_epochs")
     commands.add_parser("compare", help="one row a run").add_argument("run_dirs", nargs="+")
     args = parser.parse_args()
-    if args.command == "run":
-        with hold(args.run_dir):
-            evaluate_run(args.run_dir)
-    elif args.command == "samples":
-        command_samples(args)
-    else:
-        compare(args.run_dirs)
+    if args.command == "samples":
+        return command_samples(args)
+    if args.command == "compare":
+        return compare(args.run_dirs)
+    with hold(args.run_dir):
+        evaluate_run(args.run_dir)
 
 if __name__ == "__main__":
     run_command(main)

@@ -1,19 +1,17 @@
 """Chapter 1: tokens (thesis §4.1.1, §5.1.1; eq. 3.7 to 3.15, 4.1 to 4.5).
-
     x --stft--> u --Encoder--> z --VectorQuantizer--> z_q --Decoder--> u^ --istft--> x^
     x' = augment(x) -> u' -> the same Encoder -> z' ----> the same Decoder -> u'^ -> x'^
     SSL: z_q and z', average and max pooled -> Projector -> Barlow Twins or VIbCReg
 
 The original branch is a VQ-VAE. The augmented one is not quantised; pulling z_q towards z' orders
 the codes by what survives the augmentation, which is what classes and a prior can use.
-
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
-        --augmentation slice --precision bf16         # 6 minutes on one CPU core of an AMD EPYC
+        --augmentation slice --precision bf16  # 6 minutes on one CPU core of an AMD EPYC
 
 Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames (L/2 + 1 of u, about L/2^n
 of z), D code dimension (64), K codes (32), N = H * W tokens, P projector dimension (4096).
 """
-import json, math, platform, sys, time
+import contextlib, json, math, platform, sys, time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,20 +20,19 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import (Config, InputError, Parser, add_flags, augment, check_same, git_commit, hold,
-                  load_checkpoint, load_dataset, make_config, pick_device, reason, refuse,
-                  run_command, write_atomic, write_json)
+from data import (Config, Parser, add_flags, augment, check_same, git_commit, hold, load_checkpoint,
+                  load_dataset, make_config, pick_device, refuse, run_command, usable, write_atomic,
+                  write_json)
 
 # ---- Time-frequency transform (thesis §5.1.1 "Time Frequency Modelling") ----
-
 def stft(x, n_fft=8):
     """Short-time Fourier transform, hop n_fft/4. x (B, L) -> u (B, 2, H, W), real and imaginary.
 
     Raises RuntimeError (torch) where L <= n_fft/2. Thesis §5.1.1; the window: ledger 25.
     """
     window = torch.hann_window(n_fft, device=x.device, dtype=x.dtype)
-    u = torch.stft(x, n_fft, window=window, return_complex=True)          # (B, H, W) complex
-    return torch.view_as_real(u).permute(0, 3, 1, 2)                      # (B, 2, H, W)
+    u = torch.stft(x, n_fft, window=window, return_complex=True)  # (B, H, W) complex
+    return torch.view_as_real(u).permute(0, 3, 1, 2)  # (B, 2, H, W)
 
 def istft(u, n_fft, length):
     """Inverse of stft, exactly `length` samples. u (B, 2, H, W) -> x (B, L). §5.1.1, ledger 14."""
@@ -44,7 +41,6 @@ def istft(u, n_fft, length):
     return torch.istft(spectrum, n_fft, window=window, length=length)
 
 # ---- Encoder and decoder (thesis §5.1.1, Figure 5.1): only time is down-sampled, H stays ----
-
 def n_downsampling(length, latent_width):
     """Number n of halvings: 2^n is the largest power of two up to L / (2 · latent_width), n >= 1.
 
@@ -54,27 +50,25 @@ def n_downsampling(length, latent_width):
 
 class ResidualBlock(nn.Module):
     """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv 1x1). Thesis §5.1.1."""
-
     def __init__(self, width, kernel, norm):
         super().__init__()
         # NOTE(ledger 2): the text has 3x3 twice, the program 1x1 second; --residual-kernel 3.
         self.convs = nn.Sequential(
             nn.LeakyReLU(), nn.Conv2d(width, width, 3, padding=1),
-            nn.BatchNorm2d(width) if norm else nn.Identity(),
-            nn.LeakyReLU(inplace=True), nn.Conv2d(width, width, kernel, padding=kernel // 2))
+            nn.BatchNorm2d(width) if norm else nn.Identity(), nn.LeakyReLU(inplace=True),
+            nn.Conv2d(width, width, kernel, padding=kernel // 2))
 
     def forward(self, x):
-        return x + self.convs(x)
+        return x + self.convs(x)  # (B, D, H, W)
 
 def _residual_blocks(width, kernel, norm):
-    return [nn.Sequential(ResidualBlock(width, kernel, norm), nn.BatchNorm2d(width))
-            for _ in range(4)]
+    return (nn.Sequential(ResidualBlock(width, kernel, norm), nn.BatchNorm2d(width))
+            for _ in range(4))
 
 class Encoder(nn.Sequential):
     """u (B, 2, H, W) -> z (B, D, H, W / 2^n). Thesis §5.1.1, Figure 5.1."""
-
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=True):
-        def halve(a, b):                         # the number of frames
+        def halve(a, b):  # the number of frames
             return nn.Conv2d(a, b, (3, 4), (1, 2), 1, padding_mode="replicate")
         down = [nn.Sequential(halve(channels, width), nn.BatchNorm2d(width),
                               nn.LeakyReLU(inplace=True)) for channels in [2] + (n - 1) * [width]]
@@ -82,9 +76,8 @@ class Encoder(nn.Sequential):
 
 class Decoder(nn.Sequential):
     """z (B, D, H, W') -> u^ (B, 2, H, frames): the encoder mirrored, then resized. §5.1.1."""
-
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=False):
-        def double(a, b):                        # the number of frames
+        def double(a, b):  # the number of frames
             return nn.ConvTranspose2d(a, b, (3, 4), (1, 2), 1)
         up = [nn.Sequential(double(width, width), nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True))
               for _ in range(n - 1)]
@@ -93,11 +86,10 @@ class Decoder(nn.Sequential):
                          double(width, 2), double(2, 2))
 
     def forward(self, z, frames):
-        u = super().forward(z)                   # (B, 2, H, > frames); aligned corners: ledger 21
+        u = super().forward(z)  # (B, 2, H, > frames); aligned corners: ledger 21
         return F.interpolate(u, (u.shape[2], frames), mode="bilinear", align_corners=True)
 
 # ---- Vector quantisation (thesis §2.6.3; van den Oord et al. 2017, appendix A.1) ----
-
 class VectorQuantizer(nn.Module):
     """Nearest code, straight-through gradient, a codebook that follows its vectors' moving average.
 
@@ -105,20 +97,19 @@ class VectorQuantizer(nn.Module):
     In training mode the codebook moves after it was used, in eval mode nothing does. No gradient
     reaches it: eq. 4.1's first half, sg[z] against z_q, is what the moving average minimises.
     """
-
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
         super().__init__()
         self.decay, self.eps = decay, eps
-        codebook = torch.randn(n_codes, dim)     # at the scale of z, which leaves a BatchNorm
-        self.register_buffer("codebook", codebook)                        # (K, D) e_k = m_k / N_k
+        codebook = torch.randn(n_codes, dim)  # at the scale of z, which leaves a BatchNorm
+        self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
         # NOTE(ledger 4): from 0, a code that batch 1 does not use is divided by about 1e-5 and
         # comes back only after some 100 steps; --ema-initial-count 0.
-        self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))     # (K) N_k
-        self.register_buffer("sums", codebook.clone())                    # (K, D) m_k
+        self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
+        self.register_buffer("sums", codebook.clone())  # (K, D) m_k
 
     def distances(self, z):
         """Squared Euclidean distance of z's vectors (B, D, H, W) to each code: (B, H, W, K)."""
-        z, codes = z.permute(0, 2, 3, 1), self.codebook                   # (B, H, W, D), (K, D)
+        z, codes = z.permute(0, 2, 3, 1), self.codebook  # (B, H, W, D), (K, D)
         return z.square().sum(-1, keepdim=True) - 2 * z @ codes.T + codes.square().sum(1)
 
     def lookup(self, indices):
@@ -126,26 +117,25 @@ class VectorQuantizer(nn.Module):
         return self.codebook[indices].permute(0, 3, 1, 2)
 
     def forward(self, z):
-        indices = self.distances(z.detach()).argmin(-1)                              # eq. 2.13
+        indices = self.distances(z.detach()).argmin(-1)  # eq. 2.13
         z_q = self.lookup(indices)
-        commitment = F.mse_loss(z, z_q)                          # |z - sg[z_q]|^2 of eq. 4.1
+        commitment = F.mse_loss(z, z_q)  # |z - sg[z_q]|^2 of eq. 4.1
         if self.training:
-            self._update(z.detach(), indices)                    # a new codebook; z_q keeps the old
+            self._update(z.detach(), indices)  # a new codebook; z_q keeps the old
         # Straight-through: the value is exactly z_q, the gradient passes to z as if it were z.
         return z_q + (z - z.detach()), indices, commitment
 
     @torch.no_grad()
     def _update(self, z, indices):
-        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])                         # (B*H*W, D)
-        one_hot = F.one_hot(indices.flatten(), len(self.codebook)).to(flat.dtype)    # (B*H*W, K)
-        self.counts.lerp_(one_hot.sum(0), 1 - self.decay)        # N_k = 0.9 N_k + 0.1 n_k
-        self.sums.lerp_(one_hot.T @ flat, 1 - self.decay)        # m_k = 0.9 m_k + 0.1 sum of its z
-        total = self.counts.sum()                                # Laplace smoothing: no count is 0
+        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # (B*H*W, D)
+        one_hot = F.one_hot(indices.flatten(), len(self.codebook)).to(flat.dtype)  # (B*H*W, K)
+        self.counts.lerp_(one_hot.sum(0), 1 - self.decay)  # N_k = 0.9 N_k + 0.1 n_k
+        self.sums.lerp_(one_hot.T @ flat, 1 - self.decay)  # m_k = 0.9 m_k + 0.1 sum of its z
+        total = self.counts.sum()  # Laplace smoothing: no count is 0
         smoothed = (self.counts + self.eps) / (total + len(self.counts) * self.eps) * total
         self.codebook.copy_(self.sums / smoothed[:, None])
 
 # ---- Self-supervision (thesis §3.3) ----
-
 def _unit_columns(z):
     """Each feature centred over the batch, scaled to length 1 (eq. 3.8, 3.11): (B, P) -> (B, P)."""
     # NOTE(ledger 26): eq. 3.11 prints each row over its norm; its sentence says features.
@@ -168,16 +158,16 @@ def barlow_twins_loss(z1, z2, lambd=0.005):
 
 def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma=1.0, eps=1e-4):
     """lambda s(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')] of (B, P) -> scalar. Eq. 3.15."""
-    def v(z):                    # eq. 3.10: a std of gamma at least, or all series are one point
+    def v(z):  # eq. 3.10: a std of gamma at least, or all series are one point
         return F.relu(gamma - torch.sqrt(z.var(0) + eps)).mean()
 
-    def c(z):                    # eq. 3.14: no two features say the same
+    def c(z):  # eq. 3.14: no two features say the same
         unit = _unit_columns(z)
         return _off_diagonal_and_diagonal(unit, unit)[0] / z.shape[1] ** 2
 
     # NOTE(ledger 5): eq. 3.9 sums over features; --similarity-weight 102400 (25 P) gives that.
     # NOTE(ledger 6): eq. 3.13 has 1/(B-1); --covariance-weight 100 / (B-1)^2 gives that.
-    s = F.mse_loss(z1, z2)       # eq. 3.9
+    s = F.mse_loss(z1, z2)  # eq. 3.9
     return similarity * s + variance * (v(z1) + v(z2)) + covariance * (c(z1) + c(z2))
 
 def iter_norm(z, groups=64, iterations=5, eps=1e-5):
@@ -188,10 +178,10 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     B, P = z.shape
     if P % groups:
         raise ValueError(f"iter_norm: {groups} groups do not divide {P} features")
-    x = (z - z.mean(0)).T.reshape(groups, P // groups, B)                            # (G, d, B)
+    x = (z - z.mean(0)).T.reshape(groups, P // groups, B)  # (G, d, B)
     eye = torch.eye(P // groups, dtype=z.dtype, device=z.device)
-    covariance = x @ x.transpose(1, 2) / B + eps * eye                               # (G, d, d)
-    trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]               # (G, 1, 1)
+    covariance = x @ x.transpose(1, 2) / B + eps * eye  # (G, d, d)
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]  # (G, 1, 1)
     s, p = covariance / trace, eye.expand_as(covariance)
     # Newton's iteration drives p to s^{-1/2} without eigenvectors, whose gradient explodes where
     # eigenvalues meet. Five rounds whiten the strong directions and spare the noise of the weak.
@@ -205,7 +195,6 @@ class Projector(nn.Module):
     Takes views (B, in_dim), gives a list of (B, dim). One product for all views, as reading the
     weights costs more than using them; each view has its own batch statistics. §4.1.1, §5.1.1.
     """
-
     def __init__(self, in_dim=128, dim=4096, whiten=False):
         super().__init__()
         self.linears = nn.ModuleList([nn.Linear(n, dim) for n in (in_dim, dim, dim)])
@@ -216,17 +205,16 @@ class Projector(nn.Module):
             self.scale, self.shift = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, *views):
-        h = torch.cat(views)                                                   # (views * B, in)
+        h = torch.cat(views)  # (views * B, in)
         for linear, norm in zip(self.linears, self.norms):
             h = torch.cat([norm(view) for view in linear(h).chunk(len(views))]).relu_()
-        views = [z.float() for z in self.linears[2](h).chunk(len(views))]            # (B, P) each
+        views = [z.float() for z in self.linears[2](h).chunk(len(views))]  # (B, P) each
         if self.whiten:
-            with torch.autocast(h.device.type, enabled=False):                       # in float32
+            with torch.autocast(h.device.type, enabled=False):  # in float32
                 views = [iter_norm(z, z.shape[1] // 64) * self.scale + self.shift for z in views]
         return views
 
 # ---- The model (thesis §4.1, Figure 4.1) ----
-
 def pool(z):
     """Global average and max pool, concatenated: z (B, D, H, W) -> (B, 2D). Thesis §4.1.1."""
     # z_q has ties. adaptive_max_pool2d sends the gradient to one of them, amax would split it
@@ -235,7 +223,6 @@ def pool(z):
 
 class Band(nn.Module):
     """Some frequency bins of u, with an encoder, a codebook and a decoder of their own."""
-
     def __init__(self, config, length, bins, latent_width):
         super().__init__()
         n, norm = n_downsampling(length, latent_width), config.residual_norm
@@ -251,7 +238,6 @@ class NCVQVAE(nn.Module):
 
     with_projector=False leaves out what only training needs. Latents are lists, one per band.
     """
-
     def __init__(self, config, length, with_projector=True):
         super().__init__()
         self.config, self.length, self.H = config, length, config.n_fft // 2 + 1
@@ -289,7 +275,7 @@ class NCVQVAE(nn.Module):
         c = self.config
         with self._autocast(latents[0][0]):
             p1, p2 = self.projector(*(torch.cat([pool(z_k) for z_k in z], 1) for z in latents))
-        if c.method == "barlow":                 # eta = 1/P: the loss has as many terms as features
+        if c.method == "barlow":  # eta = 1/P: the loss has as many terms as features
             return c.eta / c.projector_dim * barlow_twins_loss(p1, p2, c.barlow_lambda)
         return c.eta * 0.01 * vibcreg_loss(p1, p2, c.similarity_weight, c.variance_weight,
                                            c.covariance_weight)
@@ -302,17 +288,17 @@ class NCVQVAE(nn.Module):
         u, z = self.encode(x)
         z_q, tokens, commitment = self.quantize(z)
         u_hat, x_hat = self.decode(z_q)
-        terms = dict(recon_time=F.mse_loss(x_hat, x), recon_freq=F.mse_loss(u_hat, u),   # eq. 4.2
-                     commitment=self.config.beta * commitment)                           # eq. 4.1
+        terms = dict(recon_time=F.mse_loss(x_hat, x), recon_freq=F.mse_loss(u_hat, u),  # eq. 4.2
+                     commitment=self.config.beta * commitment)  # eq. 4.1
         if x_aug is not None:
-            u_aug, z_aug = self.encode(x_aug)    # a pass of its own: its own BatchNorm statistics
+            u_aug, z_aug = self.encode(x_aug)  # a pass of its own: its own BatchNorm statistics
             u_aug_hat, x_aug_hat = self.decode(z_aug)
             # Without it the encoder could please the SSL loss by ignoring the view, and models
             # overfit severely (§4.1.1); it also shows the decoder series that the data lacks.
-            recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)      # eq. 4.4
+            recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
             # z_q against z': it is the codes that shall be alike, and x' needs none of its own.
             terms |= dict(recon_aug=self.config.zeta * recon_aug, ssl=self.ssl_loss(z_q, z_aug))
-        return sum(terms.values()), {k: v.detach() for k, v in terms.items()}, tokens    # eq. 4.5
+        return sum(terms.values()), {k: v.detach() for k, v in terms.items()}, tokens  # eq. 4.5
 
     def codebook(self):
         """The codes of all bands: (K, D)."""
@@ -323,7 +309,7 @@ class NCVQVAE(nn.Module):
         """Token ids int64 (B, N) of x (B, L): nearest, or from softmax(-d^2 / temperature)."""
         ids = []
         for k, (band, z_k) in enumerate(zip(self.bands, self.encode(x)[1])):
-            logits = -band.quantizer.distances(z_k).flatten(1, 2)                        # (B, N, K)
+            logits = -band.quantizer.distances(z_k).flatten(1, 2)  # (B, N, K)
             if temperature > 0:
                 logits = logits / temperature + gumbel(logits.shape, generator, x.device)
             ids.append(logits.argmax(-1) + k * self.config.n_codes)
@@ -332,7 +318,7 @@ class NCVQVAE(nn.Module):
     @torch.no_grad()
     def series(self, tokens):
         """Series of token ids (B, N), by the stage-1 codebook: (B, L), standardised units."""
-        ids = tokens.unflatten(1, (self.H, -1))                                          # (B, H, W)
+        ids = tokens.unflatten(1, (self.H, -1))  # (B, H, W)
         return self.decode([self.bands[0].quantizer.lookup(ids)])[1]
 
 def gumbel(shape, generator, device):
@@ -341,7 +327,6 @@ def gumbel(shape, generator, device):
     return -torch.log(-torch.log(uniform))
 
 # ---- Training: what the loops of stage 1, of the prior and of the classifiers share ----
-
 class Training:
     """Iterates over index batches (B,); `update` makes a step of each. A run that was interrupted,
     even by kill -9, goes on from its resume file and ends bit for bit the same (on a CPU).
@@ -349,20 +334,20 @@ class Training:
     kind: "stage1", "stage2" or "fcn", whose settings of config count, on n series of data sha256. A
     resume file of others is refused. A last batch of one series is dropped: it has no variance.
     """
-    SECONDS = 60                                 # between two resume files
+    SECONDS = 60  # between two resume files
 
     def __init__(self, folder, kind, model, config, sha256, n, name=None):
         self.folder, self.stage, self.model = Path(folder), name or kind, model
         self.identity = config.behind(kind) | {"sha256": sha256}
         self.device = next(model.parameters()).device
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)   # batches, draws
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches, draws
         batch, epochs, self.lr, decay = (getattr(config, f"{kind}_{field}") for field in
                                          ("batch", "epochs", "lr", "weight_decay"))
-        self.optimizer = torch.optim.AdamW(model.parameters(), self.lr, weight_decay=decay, fused=True)
+        self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay, fused=True)
         self.n, self.batch = n, min(batch, n)
         self.per_epoch = math.ceil(n / self.batch) - (n % self.batch == 1)
         self.total = getattr(config, f"{kind}_steps", 0) or epochs * self.per_epoch
-        self.every = max(1, self.total // 200)   # about 200 logged steps
+        self.every = max(1, self.total // 200)  # about 200 logged steps
         self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), "nothing"
         self.seconds_before, self.resume = 0.0, self.folder / f"{self.stage}.resume.pt"
         if self.resume.exists():
@@ -376,7 +361,7 @@ class Training:
             if start == 0:
                 self.order = torch.randperm(self.n, generator=self.generator, device=self.device)
             yield self.order[start:start + self.batch]
-            if time.time() - self.saved > self.SECONDS:      # all that belongs to the step is done
+            if time.time() - self.saved > self.SECONDS:  # all that belongs to the step is done
                 self._save()
 
     def update(self, loss, **terms):
@@ -407,8 +392,8 @@ class Training:
         refuse(not all(map(math.isfinite, values.values())), f"{self.stage}: not finite at step "
                f"{self.step}: {text}; before: {self.last}. Try a smaller learning rate")
         self.last, epoch = f"step {self.step}: {text}", (self.step - 1) // self.per_epoch + 1
+        record = dict(stage=self.stage, step=self.step, epoch=epoch, **values)
         with open(self.folder / "log.jsonl", "a") as file:
-            record = dict(stage=self.stage, step=self.step, epoch=epoch, **values)
             file.write(json.dumps(record) + "\n")
         if self.step % (10 * self.every) == 0 or self.step == self.total:
             rate = (self.step - self.first) / (time.time() - self.started)
@@ -423,9 +408,8 @@ class Training:
         self.resume.unlink(missing_ok=True)
 
     def _write(self, path, weights, **content):
-        refuse(not all(v.isfinite().all() for v in weights.values()),
-               f"{self.stage}, step {self.step}: weights are no longer finite, nothing is written. "
-               "Try a smaller learning rate")
+        refuse(not all(v.isfinite().all() for v in weights.values()), f"{self.stage}: weights not "
+               f"finite at step {self.step}, nothing is written. Try a smaller learning rate")
         content |= dict(identity=self.identity, step=self.step,
                         seconds=self.seconds_before + time.time() - self.started)
         write_atomic(path, lambda file: torch.save(content, file))
@@ -438,16 +422,13 @@ class Training:
 
     def _go_on(self):
         state = load_checkpoint(self.resume)
-        check_same(self.resume, state.get("identity"), self.identity)
-        try:
+        with usable(self.resume):  # it may be of another device type, or program
+            check_same(self.resume, state["identity"], self.identity)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])
-            self.order = state["order"].to(self.device)
-            self.step, self.seconds_before = state["step"], state["seconds"]
-        except Exception as error:               # of another device type, or of another program
-            raise InputError(f"{self.resume}: no use on {self.device} ({reason(error)}); go on "
-                             "where it was interrupted, or remove it") from None
+            self.order, self.step = state["order"].to(self.device), state["step"]
+            self.seconds_before = state["seconds"]
 
     def _start_log(self):
         # What was logged after the resume file was written will be logged again: drop it.
@@ -464,10 +445,8 @@ def read_log(run_dir):
     """The records of a run's log.jsonl, [] where there is none; half lines are left out."""
     path, records = Path(run_dir) / "log.jsonl", []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
+        with contextlib.suppress(ValueError):  # a crash cut it
             records.append(json.loads(line))
-        except ValueError:                       # a crash cut it
-            continue
     return [record for record in records if isinstance(record, dict)]
 
 @torch.no_grad()
@@ -491,8 +470,7 @@ def encode_split(model, x, batch=256):
 def train_stage1(run_dir, config, dataset=None, device=None):
     """Train stage 1, write run_dir/config.json and stage1.pt. -> NCVQVAE in eval mode.
 
-    A finished stage returns at once, an interrupted one goes on, other settings or data are
-    refused.
+    What is finished returns at once, what was interrupted goes on, other settings are refused.
     """
     run_dir, device = Path(run_dir), device or pick_device(config.precision)
     path, dataset = run_dir / "stage1.pt", dataset or load_dataset(config.dataset)
@@ -502,18 +480,17 @@ def train_stage1(run_dir, config, dataset=None, device=None):
         write_json(run_dir / "config.json", asdict(config))
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
         return model
-
     # All randomness: weights from the global generator, the rest from the one Training holds.
     torch.manual_seed(config.seed)
     model = NCVQVAE(config, dataset.length).to(device)
-    if device.type != "mps":                     # wrong gradients there; else so short rows are
-        model.to(memory_format=torch.channels_last)          # convolved faster
+    if device.type != "mps":  # wrong gradients there; else so short rows are
+        model.to(memory_format=torch.channels_last)  # convolved faster
     training = Training(run_dir, "stage1", model, config, dataset.sha256, len(dataset.x_train))
     write_json(run_dir / "config.json", asdict(config))
-    x_train, x_test = dataset.x_train.to(device), dataset.x_test.to(device)   # the whole set
+    x_train, x_test = dataset.x_train.to(device), dataset.x_test.to(device)  # the whole set
     model.train()
     for rows in training:
-        x, x_aug = x_train[rows], None                                                   # (B, L)
+        x, x_aug = x_train[rows], None  # (B, L)
         if config.method != "naive":
             x_aug = augment(x, config.augmentation, training.generator)
         loss, terms, tokens = model(x, x_aug)
@@ -533,19 +510,14 @@ def load_model(path, kind, build, device=None, config=None, dataset=None):
 
     Where config or dataset is given, a model made with other settings or data is refused.
     """
-    checkpoint = load_checkpoint(path)
-    wanted = config.behind(kind) if config else {}
+    checkpoint, wanted = load_checkpoint(path), config.behind(kind) if config else {}
     wanted |= {"sha256": dataset.sha256} if dataset else {}
-    try:
+    with usable(path):
         made_with = dict(checkpoint["identity"])
         check_same(path, {k: made_with.get(k) for k in wanted}, wanted)
         made_with.pop("sha256")
         model = build(config := Config(**made_with), checkpoint)
         model.load_state_dict(checkpoint["state"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        refuse(isinstance(error, InputError), error)         # already says what is wrong
-        raise InputError(f"{path}: no checkpoint of this program ({reason(error)}); remove it and "
-                         "run its stage again") from None
     model.to(device or pick_device(config.precision))
     return model.eval().requires_grad_(False), checkpoint
 
@@ -556,8 +528,7 @@ def load_stage1(run_dir, device=None, config=None, dataset=None):
     return load_model(Path(run_dir) / "stage1.pt", "stage1", build, device, config, dataset)
 
 def main():
-    parser = Parser(description="Train stage 1. All settings of a run are flags here; later stages "
-                    "read them from RUN_DIR/config.json.", allow_abbrev=False)
+    parser = Parser(allow_abbrev=False, description="Stage 1, and all settings of all stages.")
     parser.add_argument("run_dir", help="output folder of the run")
     add_flags(parser)
     args = parser.parse_args()

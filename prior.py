@@ -1,9 +1,7 @@
 """Chapter 2: the prior over tokens, and samples from it (thesis §3.2, §4.1.2; eq. 3.4 to 3.6).
-
     x --stage 1, frozen--> tokens (B, N) --mask_tokens--> Prior -> logits (B, N, K)         training
     all masked --iterative_decode, T passes--> tokens --codebook, decoder--> series         sampling
-
-    python prior.py train  runs/Symbols/vibcreg-slice/seed1     # 2.5 minutes in bf16, one CPU core
+    python prior.py train  runs/Symbols/vibcreg-slice/seed1  # 2.5 minutes in bf16, one CPU core
     python prior.py sample runs/Symbols/vibcreg-slice/seed1 --n 100 --class 1 --out x.npz
 
 Naive and NC models get the same prior (ledger 11), so a difference in samples is due to stage 1.
@@ -23,10 +21,8 @@ from data import (Config, Dataset, Parser, add_flags, hold, load_dataset, make_c
 from ncvqvae import Training, gumbel, load_model, load_stage1
 
 # ---- The bidirectional transformer (thesis §4.1.2, Table 5.1) ----
-
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, h (B, N, E) -> (B, N, E). All tokens see each other."""
-
     def __init__(self, dim, heads, ff_ratio):
         super().__init__()
         self.heads = heads
@@ -38,10 +34,10 @@ class Block(nn.Module):
     def forward(self, h):
         B, N, E = h.shape
         qkv = self.qkv(self.norm1(h)).view(B, N, 3, self.heads, E // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                              # (B, heads, N, E/heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, E/heads)
         if h.device.type == "cuda":
             a = F.scaled_dot_product_attention(q, k, v)
-        else:            # the fused kernel takes 4 times as long on a CPU in bf16, and errs on mps
+        else:  # the fused kernel takes 4 times as long on a CPU in bf16, and errs on mps
             a = (q @ k.transpose(2, 3) / math.sqrt(E // self.heads)).softmax(-1) @ v
         h = h + self.out(a.transpose(1, 2).reshape(B, N, E))
         return h + self.ff(self.norm2(h))
@@ -52,13 +48,12 @@ class Prior(nn.Module):
     tokens int64 (B, N), mask bool (B, N) (True: masked, not looked at), labels int64 (B,) in
     0..n_classes, the last of which means "no class" -> logits float32 (B, N, K).
     """
-
     def __init__(self, config, codebook, n_tokens, n_classes):
         super().__init__()
         (K, D), E = codebook.shape, config.prior_hidden
         self.n_tokens, self.no_class, self.precision = n_tokens, n_classes, config.precision
         self.embedding = nn.Embedding(K, D)
-        if config.embedding == "codebook":       # whose geometry SSL has shaped (§4.1.2)
+        if config.embedding == "codebook":  # whose geometry SSL has shaped (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
         # Apart from the embedding, so that learning to say "unknown" moves no code (§4.1.2). These
         # start at the codes' own scale, N(0, 1): LayerNorm would drown smaller ones.
@@ -75,12 +70,11 @@ class Prior(nn.Module):
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             e = torch.where(mask[..., None], self.mask_vector, self.embedding(tokens))  # eq. 3.4
             h = torch.cat([self.classes(labels)[:, None], e], 1) + self.positions  # (B, 1+N, D)
-            h = self.blocks(self.into(self.norm_in(h)))                            # (B, 1+N, E)
-            logits = self.head(self.back(self.norm_out(h[:, 1:])))                 # (B, N, K)
+            h = self.blocks(self.into(self.norm_in(h)))  # (B, 1+N, E)
+            logits = self.head(self.back(self.norm_out(h[:, 1:])))  # (B, N, K)
         return logits.float()
 
 # ---- Masked training (thesis §3.2.1) ----
-
 def mask_tokens(tokens, generator=None):
     """A random mask per series: r ~ U(0, 1], ceil(cos(pi r / 2) N) places -> bool (B, N). §3.2.1.
 
@@ -88,14 +82,14 @@ def mask_tokens(tokens, generator=None):
     masked is the first pass of decoding, few the last: training sees all of them.
     """
     B, N = tokens.shape
-    r = 1 - torch.rand(B, 1, generator=generator, device=tokens.device)                  # (0, 1]
-    count = (torch.cos(r * (math.pi / 2)) * N).ceil().clamp(1, N)                        # (B, 1)
+    r = 1 - torch.rand(B, 1, generator=generator, device=tokens.device)  # (0, 1]
+    count = (torch.cos(r * (math.pi / 2)) * N).ceil().clamp(1, N)  # (B, 1)
     order = torch.rand(B, N, generator=generator, device=tokens.device).argsort(1)
-    return order.argsort(1) < count              # rank of each position in a random order
+    return order.argsort(1) < count  # rank of each position in a random order
 
 def masked_cross_entropy(logits, tokens, mask):
     """Mean -log p(token) over masked positions. logits (B, N, K), tokens, mask (B, N). Eq. 3.5."""
-    losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")   # (B * N)
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")  # (B * N)
     weight = mask.flatten().to(losses.dtype)
     return (losses * weight).sum() / weight.sum()
 
@@ -114,8 +108,7 @@ def prior_labels(y, n, no_class, device):
 def train_stage2(run_dir, config=None, dataset=None, device=None):
     """Train the prior on the run's frozen stage 1, write run_dir/stage2.pt. -> Prior in eval mode.
 
-    A finished stage returns at once, an interrupted one goes on, other settings or data are
-    refused.
+    What is finished returns at once, what was interrupted goes on, other settings are refused.
     """
     run_dir, config = Path(run_dir), config or read_config(run_dir)
     device = device or pick_device(config.precision)
@@ -124,27 +117,25 @@ def train_stage2(run_dir, config=None, dataset=None, device=None):
     if (path := run_dir / "stage2.pt").exists():
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
         return load_stage2(run_dir, device, config, dataset)[0]
-
     # The tokens of both splits, once: the tokenizer is frozen.
     no_class, x_train = len(dataset.classes), dataset.x_train.to(device)
     (tokens, labels), (test_tokens, test_labels) = (
-        (torch.cat([stage1.tokens(part.to(device)) for part in x.split(256)]),     # (n, N)
-         prior_labels(y, len(x), no_class, device))                            # (n,)
+        (torch.cat([stage1.tokens(part.to(device)) for part in x.split(256)]),  # (n, N)
+         prior_labels(y, len(x), no_class, device))  # (n,)
         for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)))
-
     torch.manual_seed(config.seed)
     prior = Prior(config, stage1.codebook(), tokens.shape[1], no_class).to(device)
     training = Training(run_dir, "stage2", prior, config, dataset.sha256, len(tokens))
     prior.train()
     for rows in training:
-        t, y = tokens[rows], labels[rows]                                      # (B, N), (B,)
-        if config.token_temperature > 0:         # NOTE(ledger 9): the authors' way, with 1
+        t, y = tokens[rows], labels[rows]  # (B, N), (B,)
+        if config.token_temperature > 0:  # NOTE(ledger 9): the authors' way, with 1
             t = stage1.tokens(x_train[rows], config.token_temperature, training.generator)
         mask = mask_tokens(t, training.generator)
         # Series without their class teach the model that unconditional samples and guidance need.
         chance = torch.rand(len(y), generator=training.generator, device=device)
         logits = prior(t, mask, torch.where(chance < config.class_dropout, no_class, y))
-        counted = mask if config.loss_on == "masked" else torch.ones_like(mask)          # ledger 7
+        counted = mask if config.loss_on == "masked" else torch.ones_like(mask)  # ledger 7
         training.update(masked_cross_entropy(logits, t, counted))
         if training.validates(config.validate_epochs):
             prior.eval()
@@ -156,7 +147,7 @@ def train_stage2(run_dir, config=None, dataset=None, device=None):
 def load_stage2(run_dir, device=None, config=None, dataset=None):
     """A run's models: Prior and NCVQVAE in eval mode, and the stage-2 checkpoint's dict."""
     path = Path(run_dir) / "stage2.pt"
-    config = config or read_config(run_dir)      # both stages have to be of these settings
+    config = config or read_config(run_dir)  # both stages have to be of these settings
     stage1, _ = load_stage1(run_dir, device, config, dataset)
 
     def build(made_with, checkpoint):
@@ -166,7 +157,6 @@ def load_stage2(run_dir, device=None, config=None, dataset=None):
     return prior, stage1, checkpoint
 
 # ---- Iterative decoding (thesis §3.2.2) ----
-
 def guided_logits(prior, tokens, mask, labels, guidance=1.0):
     """l_0 + s (l_c - l_0): the class' logits, pushed away from those of no class. -> (B, N, K).
 
@@ -192,13 +182,13 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
         tokens = torch.zeros(len(labels), prior.n_tokens, dtype=torch.int64, device=device)
         mask = torch.ones_like(tokens, dtype=torch.bool)
         classes, row = labels.unique(return_inverse=True)
-    to_fill = mask.sum(1, keepdim=True)                                                  # (B, 1) M
+    to_fill = mask.sum(1, keepdim=True)  # (B, 1) M
     for t in range(steps):
-        if fresh and t == 0:                     # all masked: one row a class says it all
+        if fresh and t == 0:  # all masked: one row a class says it all
             few = slice(len(classes))
             logits = guided_logits(prior, tokens[few], mask[few], classes, guidance)[row]
         else:
-            logits = guided_logits(prior, tokens, mask, labels, guidance)                # (B, N, K)
+            logits = guided_logits(prior, tokens, mask, labels, guidance)  # (B, N, K)
         log_p = logits.log_softmax(-1)
         drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).view_as(tokens)
         tokens = torch.where(mask, drawn, tokens)
@@ -206,11 +196,11 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
         # surest places, the same for all series, always come first, and samples grow alike.
         noise = choice_temperature * (1 - (t + 1) / steps) * gumbel(tokens.shape, generator, device)
         confidence = log_p.gather(-1, tokens[..., None])[..., 0] + noise
-        confidence = confidence.masked_fill(~mask, math.inf)     # what is known stays known
-        share = math.cos(math.pi / 2 * (t + 1) / steps)          # of M; a table is exact anywhere
+        confidence = confidence.masked_fill(~mask, math.inf)  # what is known stays known
+        share = math.cos(math.pi / 2 * (t + 1) / steps)  # of M; a table is exact anywhere
         table = [math.floor(share * m) for m in range(prior.n_tokens + 1)]
-        again = torch.tensor(table, device=device)[to_fill]      # (B, 1)
-        mask = confidence.argsort(1).argsort(1) < again          # the lowest ranks
+        again = torch.tensor(table, device=device)[to_fill]  # (B, 1)
+        mask = confidence.argsort(1).argsort(1) < again  # the lowest ranks
     return tokens
 
 @torch.no_grad()
@@ -262,7 +252,7 @@ def main():
     args = parser.parse_args()
     if args.command == "sample":
         return command_sample(args)
-    if read_config(args.run_dir).stages == 2:    # --stages 1 wants no prior
+    if read_config(args.run_dir).stages == 2:  # --stages 1 wants no prior
         with hold(args.run_dir):
             train_stage2(args.run_dir)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# bash run.sh                                       toy: naive against vibcreg-warp, table and figures
-# bash run.sh DATASET [METHOD [AUGMENTATION [SEED]]] [--flag value ...]   positions take comma lists
-# bash run.sh test [--slow]                         the tests
+# bash run.sh                     toy: naive against vibcreg-warp, table and figures
+# bash run.sh DATASET [METHOD [AUGMENTATION [SEED]]] [--flag value ...]    positions: comma lists
+# bash run.sh test [--slow]       the tests
 #
 #   DATASET       toy, a UCR name, or the path of an .npz with X_train, y_train, X_test, y_test
 #   METHOD        naive, barlow, vibcreg                                               [vibcreg]
@@ -13,13 +13,15 @@
 #
 # UCR_DIR: the archive's folder [datasets]. OUT [runs]. DEVICE: cuda, cuda:1, cpu, mps. PYTHON.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-refuse() { echo "run.sh: $1" >&2; exit 2; }
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) out=${OUT:-runs}
+# glibc keeps freed memory: else a step's 64 MB gradients are handed back and zeroed anew each time.
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
+refuse() { echo "run.sh: $1" >&2; exit "${2:-2}"; }
 
 # Python: what is there if it has the dependencies, else a .venv with them.
 python=${PYTHON:-python3}
-have() { "$1" -c 'import sys, importlib.util as u
-sys.exit(not all(map(u.find_spec, ("torch", "numpy", "sklearn", "pytest", "matplotlib"))))' 2>/dev/null; }
+have() { "$1" -c 'import importlib.util as u, sys
+sys.exit(None in map(u.find_spec, "torch numpy sklearn pytest matplotlib".split()))' 2>/dev/null; }
 if ! have "$python"; then
     if ! have "$here/.venv/bin/python"; then
         echo "run.sh: installing requirements.txt into .venv" >&2
@@ -28,45 +30,39 @@ if ! have "$python"; then
     fi
     python=$here/.venv/bin/python
 fi
-
 case ${1:-} in
-    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$here/run.sh"; exit ;;
-    test) shift
-        slow=(-m "not slow"); [ "${1:-}" = --slow ] && { slow=(-m "slow or not slow"); shift; }
-        cd "$here" && exec "$python" -m pytest -q -o markers=slow "${slow[@]}" "$@" test_ncvqvae.py benchmarks ;;
+    -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$here/run.sh"; exit ;;
+    test) tests="not slow"; if [ "${2:-}" = --slow ]; then tests="slow or not slow"; fi
+        cd "$here"; exec "$python" -m pytest -q -o markers=slow -m "$tests" test_*.py benchmarks ;;
 esac
 
 # Positions first, then flags.
 positions=() dry=0 flags=()
 while [ $# -gt 0 ] && [[ $1 != --* ]]; do positions+=("$1"); shift; done
-for flag in "$@"; do [ "$flag" = --dry-run ] && dry=1 || flags+=("$flag"); done
+for flag in "$@"; do if [ "$flag" = --dry-run ]; then dry=1; else flags+=("$flag"); fi; done
 [ ${#positions[@]} -gt 0 ] || positions=(toy naive,vibcreg warp)
 [ ${#positions[@]} -le 4 ] || refuse "too many positions: ${positions[*]}"
 IFS=, read -ra datasets <<<"${positions[0]}"
-methods=${positions[1]:-vibcreg} augmentations=${positions[2]:-slice} seeds=${positions[3]:-1}
 [ ${#datasets[@]} -gt 0 ] || refuse "DATASET is empty"
+methods=${positions[1]:-vibcreg} augmentations=${positions[2]:-slice} seeds=${positions[3]:-1}
 "$python" "$here/data.py" "$methods" "$augmentations" "$seeds" ${flags[@]+"${flags[@]}"} || exit 2
 
 runs=() failed=0
 trap 'exit 130' INT                                        # one Ctrl-C ends the whole grid
 for dataset in "${datasets[@]}"; do for seed in ${seeds//,/ }; do for method in ${methods//,/ }; do
     for augmentation in $([ "$method" = naive ] && echo none || echo "${augmentations//,/ }"); do
-        name=$(basename -- "$dataset" .npz) seed=$((10#$seed))
-        run=${OUT:-runs}/$name/$method-$augmentation/seed$seed
-        command=("$python" "$here/ncvqvae.py" "--dataset=$dataset" "--method=$method"
-                 "--augmentation=$augmentation" "--seed=$seed" ${flags[@]+"${flags[@]}"} -- "$run")
-        if [ $dry = 1 ]; then
-            printf '%q ' bash "$here/run.sh" "$dataset" "$method" "$augmentation" "$seed" ${flags[@]+"${flags[@]}"}
-            echo; continue
-        fi
+        run=$out/$(basename -- "$dataset" .npz)/$method-$augmentation/seed$((10#$seed))
+        settings=("--dataset=$dataset" "--method=$method" "--augmentation=$augmentation"
+                  "--seed=$seed" ${flags[@]+"${flags[@]}"})
+        one=("$dataset" "$method" "$augmentation" "$seed" ${flags[@]+"${flags[@]}"})
+        if [ $dry = 1 ]; then printf '%q ' bash "$here/run.sh" "${one[@]}"; echo; continue; fi
         echo "== $run" >&2
-        if "${command[@]}" && "$python" "$here/prior.py" train -- "$run" &&
+        if "$python" "$here/ncvqvae.py" "${settings[@]}" -- "$run" &&
+            "$python" "$here/prior.py" train -- "$run" &&
             "$python" "$here/evaluate.py" run -- "$run"
         then runs+=("$run"); else failed=$((failed + 1)); fi
     done
 done; done; done
-if [ ${#runs[@]} -gt 0 ]; then
-    "$python" "$here/evaluate.py" compare -- "${runs[@]}"
-    echo "figures: ${OUT:-runs}/*/*/seed*/figures/"
-fi
-[ $failed = 0 ] || { echo "run.sh: $failed of $((failed + ${#runs[@]})) runs failed; the same command goes on" >&2; exit 1; }
+[ ${#runs[@]} = 0 ] || "$python" "$here/evaluate.py" compare -- "${runs[@]}"
+[ ${#runs[@]} = 0 ] || echo "figures: $out/*/*/seed*/figures/"
+[ $failed = 0 ] || refuse "$failed of $((failed + ${#runs[@]})) runs failed; the same command resumes" 1

@@ -1,0 +1,532 @@
+"""Tables from finished runs: runs.csv, thesis Tables 6.1 to 6.7, naive against non-contrastive, the ablation.
+
+    python benchmarks/tables.py runs/                          # Tables 6.1 to 6.7 of these runs, published values beside
+    python benchmarks/tables.py runs/ --export results/        # merged into results/runs.csv, logs/; then TABLES.md,
+                                                               # headline.md and ablation.md from runs.csv
+    python benchmarks/tables.py probe runs/Symbols/*/seed*     # probes frozen and in the authors' train mode (ledger 12)
+    python benchmarks/tables.py parts runs/                    # where samples lose: real, reconstructed, generated
+
+A row of runs.csv is one metrics.json with the settings that made it. Rows of other settings never share a table.
+The ablation of thesis section 6.3:
+
+    for weight in zeta=0.05 zeta=0.15 zeta=0.2 eta=0.5 eta=2; do
+        OUT=runs/ablation/$weight bash run.sh TwoPatterns barlow,vibcreg warp,slice 1 --stages 1 --stage1-epochs 250 --$weight
+    done
+"""
+import contextlib, copy, csv, gzip, hashlib, io, json, math, os, re, statistics, sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+from data import Config, InputError, load_dataset, read_json, write_atomic, write_json
+from evaluate import METRICS, accuracy, classify, dataset_fcn, frechet_distance, inception_score, probe
+from ncvqvae import encode_split, load_stage1, read_log
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+MODELS = [("naive", "none")] + [(m, a) for m in ("barlow", "vibcreg") for a in ("warp", "slice", "gauss")]
+TABLES = [("6.1", "Mean reconstruction error", "mean", ["recon"]), ("6.2", "Best reconstruction error", "best", ["recon"]),
+          ("6.3", "Mean probe accuracy", "mean", ["knn", "svm"]), ("6.4", "Best probe accuracy", "best", ["knn", "svm"]),
+          ("6.5", "Best FID and IS", "best", ["fid", "is"]), ("6.6", "Mean FID and IS", "mean", ["fid", "is"]),
+          ("6.7", "Mean CAS", "mean", ["cas"])]
+LOWER_IS_BETTER = {"recon", "fid"}
+BY_CLASSIFIER = {"fid", "is"}             # hang on the FCN, so they do not compare with the published ones (ledger 15)
+
+
+PROBES = ("knn_train_mode", "svm_train_mode", "recon_train_mode", "recon_train_mode_last_batch")
+COLUMNS = ("dataset", "method", "augmentation", "seed", *METRICS, *PROBES, "stage1_epochs", "stage1_steps", "stage2_epochs",
+           "stage2_steps", "fcn_epochs", "cas_epochs", "precision", "stage1_settings", "later_settings", "device", "torch",
+           "commit", "date")
+IDENTITY = ("dataset", "method", "augmentation", "seed", "stage1_settings", "later_settings")
+TEXT = ("dataset", "method", "augmentation", "precision", "stage1_settings", "later_settings", "device", "torch", "commit", "date")
+
+
+# ---- Rows ----
+
+def settings(config):
+    """What a run changed against the thesis' values, as text: (stage 1's, the later ones'), "" for nothing."""
+    first = [f"{k}={v}" for k, v in config.behind("stage1").items() if k not in IDENTITY and v != getattr(Config, k)]
+    later = [f"{k}={v}" for k, v in config.behind("metrics").items()
+             if k not in config.behind("stage1") and v != getattr(Config, k)]
+    return " ".join(first), " ".join(later)
+
+
+def find_runs(folders):
+    """A row per finished run below the folders: a dict of COLUMNS, None where a run has no such value, and run_dir."""
+    rows = []
+    for path in sorted({p for folder in folders for p in Path(folder).rglob("metrics.json")}):
+        m = read_json(path)
+        config = Config(**{k: v for k, v in m["config"].items() if k != "sha256"})
+        start = next((r for r in read_log(path.parent) if r.get("event") == "start"), {})
+        row = dict.fromkeys(COLUMNS) | dict(run_dir=path.parent) | {k: m[k] for k in METRICS}
+        if (path.parent / "probe.json").exists():
+            row |= read_json(path.parent / "probe.json")
+        first, later = settings(config)
+        full = m["stages"] == 2
+        row |= {k: getattr(config, k) for k in ("method", "augmentation", "seed", "precision")} | dict(
+            dataset=Path(config.dataset).stem, stage1_settings=first, later_settings=later if full else "none",
+            fcn_epochs=config.fcn_epochs if full else None, cas_epochs=config.cas_epochs if full else None,
+            date=start.get("time", "")[:10], **{k: start.get(k) for k in ("device", "torch", "commit")})
+        for stage in ("stage1", "stage2")[:m["stages"]]:                   # steps, where given, replace epochs
+            unit = "steps" if getattr(config, f"{stage}_steps") else "epochs"
+            row[f"{stage}_{unit}"] = getattr(config, f"{stage}_{unit}")
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{', '.join(map(str, folders))}: no metrics.json of a finished run below")
+    return rows
+
+
+def export(folders, out):
+    """Merge the finished runs below folders into out/runs.csv and keep their logs.
+
+    A run that is there already (same IDENTITY) is replaced. Logs go to out/logs, gzipped, thinned to 200 lines, without paths.
+    """
+    out = Path(out)
+    rows = {tuple(row[k] for k in IDENTITY): row for row in read_runs(out / "runs.csv")}
+    for row in find_runs(folders):
+        rows[tuple(row[k] for k in IDENTITY)] = row
+        if row["later_settings"] != "none":                                # a run that had stopped after stage 1 went on
+            stopped = rows.pop((*(row[k] for k in IDENTITY[:-1]), "none"), None)
+            if stopped:
+                (out / "logs" / log_name(stopped)).unlink(missing_ok=True)
+        export_log(row["run_dir"], out / "logs" / log_name(row))
+    ordered = sorted(rows.values(), key=lambda r: [str(r[k]) for k in IDENTITY])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(ordered)
+    write_atomic(out / "runs.csv", lambda file: file.write(text.getvalue().encode()))
+    print(f"{out}: {len(rows)} runs")
+
+
+def read_runs(path):
+    """The rows of a runs.csv as find_runs makes them, without run_dir; [] where there is none."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="") as file:
+        return [{k: v if k in TEXT else from_cell(v) for k, v in r.items()} for r in csv.DictReader(file)]
+
+
+def from_cell(text):
+    """A cell of runs.csv that is not TEXT: None, True or False, an int or a float."""
+    if text in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[text]
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def log_name(row):
+    what = " ".join(f"{k}={row[k]}" for k in ("stage1_settings", "later_settings") if row[k])
+    suffix = "-" + hashlib.sha256(what.encode()).hexdigest()[:6] if what else ""
+    return f"{row['dataset']}-{row['method']}-{row['augmentation']}-seed{row['seed']}{suffix}.jsonl.gz"
+
+
+def export_log(run_dir, path):
+    """A run's log with its start lines and as many others, evenly spread, as make 200; paths cut to their last part."""
+    records = read_log(run_dir)
+    starts = [i for i, r in enumerate(records) if "event" in r]
+    others = [i for i, r in enumerate(records) if "event" not in r]
+    kept = np.linspace(0, len(others) - 1, min(len(others), 200 - len(starts))).astype(int)
+    lines = []
+    for i in sorted([*starts, *(others[k] for k in kept)]):
+        r = records[i]
+        if "argv" in r:
+            r["argv"] = [re.sub(r"[^=\s]*/", "", a) for a in r["argv"]]
+        lines.append(json.dumps(r))
+    write_atomic(path, lambda file: file.write(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)))
+
+
+def read_published():
+    """results/published.csv as {(dataset, method, augmentation, metric): row}."""
+    with open(RESULTS / "published.csv", newline="") as file:
+        return {(r["dataset"], r["method"], r["augmentation"], r["metric"]): r for r in csv.DictReader(file)}
+
+
+def pooled_std(published, name, metric):
+    """Root mean square of the published models' std over seeds on a dataset; None where nothing is published."""
+    stds = [float(r["std"]) for (d, _, _, m), r in published.items() if (d, m) == (name, metric)]
+    return math.sqrt(statistics.mean(s * s for s in stds)) if stds else None
+
+
+def beyond_noise(difference, n, m, std):
+    """Is a difference of means over n and m seeds more than seeds explain? It has std * sqrt(1/n + 1/m) as its own std.
+
+    2.084 of those are 2.33 stds for one seed against four, and 1.47 for four against four.
+    """
+    return abs(difference) > 2.084 * math.sqrt(1 / n + 1 / m) * std
+
+
+def agreement(mean, n, metric, published, pooled):
+    """"within noise", "better" or "worse" than the published mean of four seeds."""
+    difference = mean - float(published["mean"])
+    if not beyond_noise(difference, n, 4, pooled):
+        return "within noise"
+    return "better" if (difference < 0) == (metric in LOWER_IS_BETTER) else "worse"
+
+
+def table_cell(values, kind, metric, published, pooled):
+    """`0.157 ± 0.010 (n 2) [0.110 ± 0.019], worse`, or the best instead of the mean, without a judgement."""
+    theirs = ""
+    if published:
+        theirs = f" [{float(published['mean']):.3f} ± {float(published['std']):.3f}]" if kind == "mean" \
+            else f" [{float(published['best']):.3f}]"
+    if not values:
+        return theirs.strip()
+    if kind == "best":
+        return f"{(min if metric in LOWER_IS_BETTER else max)(values):.3f} (n {len(values)})" + theirs
+    mean = statistics.mean(values)
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    comparable = published and metric not in BY_CLASSIFIER
+    judgement = f", {agreement(mean, len(values), metric, published, pooled)}" if comparable else ""
+    return f"{mean:.3f}{spread} (n {len(values)}){theirs}{judgement}"
+
+
+# ---- Tables 6.1 to 6.7 ----
+
+def tables(rows):
+    """Thesis Tables 6.1 to 6.7 as Markdown lines: ours, the published value (results/published.csv), and a judgement.
+
+    Runs of different schedules never share a table: stage 1's settings part all of them, the later ones 6.5 to 6.7.
+    """
+    published = read_published()
+    complete = [r for r in rows if r["complete_data"]]
+    lines = ["Ours: mean ± std over n seeds, or the best of n. [Published: four seeds, train-mode probes (ledger 12), another FCN "
+             "(ledger 15).] Within noise: under 2.33 pooled stds of the published seeds for one seed of ours, 1.47 for four.", ""]
+    for first in sorted({r["stage1_settings"] for r in complete}):
+        chosen = [r for r in complete if r["stage1_settings"] == first]
+        lines += [f"## Stage 1: {first or 'the schedule of the thesis'}", ""]
+        models = {tuple(r[k] for k in IDENTITY[:4]): r for r in chosen}.values()         # each stage-1 model once
+        lines += [line for table in TABLES[:4] for line in one_table(*table, models, published)]
+        for later in sorted({r["later_settings"] for r in chosen} - {"none"}):
+            lines += [f"## Stage 1: {first or 'the schedule of the thesis'}; then: {later or 'the schedule of the thesis'}", ""]
+            lines += [line for table in TABLES[4:] for line in
+                      one_table(*table, [r for r in chosen if r["later_settings"] == later], published)]
+    left_out = sorted({r["dataset"] for r in rows if not r["complete_data"]})
+    if left_out:
+        lines.append(f"Left out of every mean, their data is incomplete: {', '.join(left_out)}.")
+    return lines
+
+
+def one_table(number, title, kind, metrics, rows, published):
+    """A dataset per row, a model per column, a line per metric in each cell."""
+    lines = [f"### Table {number}: {title} ({', '.join(m.upper() for m in metrics)})", "",
+             "| dataset | " + " | ".join(f"{m} {a}" for m, a in MODELS) + " |", "|---" * (len(MODELS) + 1) + "|"]
+    for name in sorted({r["dataset"] for r in rows}):
+        cells = []
+        for model in MODELS:
+            ours = [r for r in rows if (r["dataset"], r["method"], r["augmentation"]) == (name, *model)]
+            cells.append("<br>".join(table_cell([r[k] for r in ours if r[k] is not None], kind, k,
+                                                published.get((name, *model, k)), pooled_std(published, name, k))
+                                     for k in metrics))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines + [""]
+
+
+# ---- Naive against non-contrastive ----
+
+NAIVE, *NC = MODELS
+HEADLINE = ("recon", "knn", "svm", "fid", "is", "cas")
+# What the table of differences shows: our column, the published metric it stands beside.
+SHOWN = (("recon", "recon"), ("knn", "knn"), ("knn_train_mode", "knn"), ("svm", "svm"), ("svm_train_mode", "svm"),
+         ("fid", "fid"), ("is", "is"), ("cas", "cas"))
+NOISE = ("\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n and m seeds, the std being the pooled one of the "
+         "published seeds; for our FID and IS, which hang on our classifier, that of our own seeds.")
+
+
+def schedules():
+    """{(stage 1's settings, the later ones'): the schedule in words}. What changed anything else is not the grid."""
+    return {settings(Config(**data.PRESETS[preset], precision=precision, **more)): f"{preset}, {precision}"
+            for preset in ("thesis", "fast") for precision in ("float32", "bf16")
+            for more in ({}, {"cas_epochs": 100}) if not (preset == "fast" and more)}
+
+
+def grid(rows):
+    """{(dataset, schedule): {(method, augmentation): {seed: run}}} of the runs on complete data."""
+    cells = {}
+    for row in rows:
+        name = next((words for (first, later), words in schedules().items()
+                     if row["stage1_settings"] == first and row["later_settings"] in (later, "none")), None)
+        if row["complete_data"] and name:
+            models = cells.setdefault((row["dataset"], name), {})
+            models.setdefault((row["method"], row["augmentation"]), {})[row["seed"]] = row
+    return dict(sorted(cells.items()))
+
+
+def mean(runs, key):
+    values = [r[key] for r in runs.values() if r[key] is not None]
+    return (statistics.mean(values), len(values)) if values else (None, 0)
+
+
+def report(cells, theirs):
+    """Print everything; returns the first table for the README."""
+    compared = {k: models for k, models in cells.items() if NAIVE in models and len(models) > 1}
+    def weight(key):                                                           # most models, then the thesis' schedule, then runs
+        return len(compared[key]), key[1].startswith("thesis"), sum(map(len, compared[key].values()))
+    compared = {k: models for k, models in compared.items()                    # each dataset once
+                if k == max((other for other in compared if other[0] == k[0]), key=weight)}
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        headline(compared, theirs)
+    print(f"# Naive against non-contrastive\n\n{table.getvalue()}")
+    differences(compared, cells, theirs)
+    agreements(compared, theirs)
+    for title, *pair in (("The fast preset against the thesis' schedule", "thesis, bf16", "fast, bf16"),
+                         ("bf16 against float32", "thesis, float32", "thesis, bf16")):
+        print(f"\n# {title}\n\n{NOISE}\n")
+        beside(cells, theirs, *pair)
+    return table.getvalue()
+
+
+def headline(cells, theirs):
+    print("Naive → the best non-contrastive model by each metric's mean. FID and IS hang on the classifier: compare along a row.\n")
+    print("| dataset | whose | " + " | ".join(HEADLINE) + " |\n" + "|---" * (len(HEADLINE) + 2) + "|")
+    for (name, how), models in cells.items():
+        ours, thesis = [], []
+        for k in HEADLINE:
+            best = min if k in LOWER_IS_BETTER else max
+            scores = {m: mean(runs, k) for m, runs in models.items() if mean(runs, k)[1]}
+            others = {m: s for m, s in scores.items() if m != NAIVE}
+            if NAIVE in scores and others:
+                model = best(others, key=lambda m: others[m][0])
+                ours.append(f"{scores[NAIVE][0]:.3f} → {others[model][0]:.3f}<br>{'-'.join(model)}, n {scores[NAIVE][1]}, {others[model][1]}")
+            else:
+                ours.append("")
+            model = best(NC, key=lambda m: float(theirs[(name, *m, k)]["mean"]))
+            thesis.append(f"{float(theirs[(name, *NAIVE, k)]['mean']):.3f} → {float(theirs[(name, *model, k)]['mean']):.3f}<br>{'-'.join(model)}")
+        count = len([m for m in models if m != NAIVE])
+        print(f"| {name} | ours: {how}, {count} of {len(NC)} models | " + " | ".join(ours) + " |")
+        print(f"| {name} | published, four seeds | " + " | ".join(thesis) + " |")
+
+
+def differences(compared, cells, theirs):
+    """NC minus naive, per dataset and model, then what follows from these differences."""
+    print(f"Non-contrastive minus naive: ours [published]. {NOISE}\n")
+    header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k, _ in SHOWN)
+    print(f"| dataset | schedule | model | seeds |{header}\n" + "|---" * (4 + len(SHOWN)) + "|")
+    pairs = {}                                # (dataset, augmentation, key) -> [(our difference, its star), the published ones]
+    for (name, how), models in compared.items():
+        for model in (m for m in NC if m in models):
+            line = []
+            for key, metric in SHOWN:
+                (ours, n), (base, m) = mean(models[model], key), mean(models[NAIVE], key)
+                thesis, thesis_base = (float(theirs[(name, *who, metric)]["mean"]) for who in (model, NAIVE))
+                published = thesis - thesis_base, star(thesis - thesis_base, 4, 4, pooled_std(theirs, name, metric))
+                text = "[{:+.3f}{}]".format(*published)
+                if n and m:
+                    found = ours - base, star(ours - base, n, m, noise(cells, theirs, name, metric))
+                    text = "{:+.3f}{} {}".format(*found, text)
+                    pairs.setdefault((name, model[1], key), []).append((found, published))
+                line.append(text)
+            print(f"| {name} | {how} | {'-'.join(model)} | {len(models[model])} | " + " | ".join(line) + " |")
+    by_augmentation(compared, pairs, header)
+    starred(pairs, header)
+
+
+def by_augmentation(compared, pairs, header):
+    """Means of the differences by augmentation, over the sets where all models ran."""
+    whole = sorted({name for (name, _), models in compared.items() if len(models) == len(MODELS)})
+    print(f"\nThe same by augmentation, mean over the {2 * len(whole)} rows each has on the sets where all models ran: {', '.join(whole)}\n")
+    print(f"| augmentation |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
+    for augmentation in dict.fromkeys(a for _, a in NC):
+        line = []
+        for key, _ in SHOWN:
+            both = [pair for name in whole for pair in pairs.get((name, augmentation, key), [])]
+            line.append("{:+.3f} [{:+.3f}]".format(*(statistics.mean(side[0] for side in sides) for sides in zip(*both))) if both else "")
+        print(f"| {augmentation} | " + " | ".join(line) + " |")
+
+
+def starred(pairs, header):
+    """How many differences, ours and published, are more than seeds explain."""
+    print("\nStarred rows of all, ours [published]; a gain in both is a published one that ours has too:\n")
+    print(f"| |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
+    counts = {"rows": [], "gains": [], "losses": [], "gains in both": []}
+    for key, metric in SHOWN:
+        both = [pair for (_, _, k), found in pairs.items() if k == key for pair in found]
+        better = -1 if metric in LOWER_IS_BETTER else 1
+        gains, losses = ([[sign * d > 0 and s == "*" for d, s in pair] for pair in both] for sign in (better, -better))
+        counts["rows"].append(str(len(both)))
+        for name, hits in (("gains", gains), ("losses", losses)):
+            counts[name].append("{} [{}]".format(*map(sum, zip(*hits))) if both else "")
+        counts["gains in both"].append(str(sum(map(all, gains))))
+    for name, line in counts.items():
+        print(f"| {name} | " + " | ".join(line) + " |")
+
+
+def agreements(compared, theirs):
+    """How many of the means above lie within noise of the published ones, and which do not."""
+    print("\nEach model's mean against the published one (train mode: a throw-away copy after the authors' probe, ledger 12):\n")
+    print("| metric | within noise | better | worse | which are worse |\n|---|---|---|---|---|")
+    for key, metric in (("recon", "recon"), ("recon_last_batch", "recon"), ("recon_train_mode", "recon"),
+                        ("recon_train_mode_last_batch", "recon"), *(pair for pair in SHOWN[1:] if pair[1] not in BY_CLASSIFIER)):
+        found = {"within noise": [], "better": [], "worse": []}
+        for (name, _), models in compared.items():
+            for model, runs in models.items():
+                ours, n = mean(runs, key)
+                if n:
+                    judgement = agreement(ours, n, metric, theirs[(name, *model, metric)], pooled_std(theirs, name, metric))
+                    found[judgement].append(f"{name} {'-'.join(model)}")
+        print(f"| {key.replace('_train_mode', ', train mode')} | " + " | ".join(str(len(who)) for who in found.values())
+              + f" | {', '.join(found['worse'])} |")
+
+
+def beside(cells, theirs, one, other):
+    """Schedule `one`, `other` and their difference, a model and the seeds both have at a time."""
+    seconds = ("seconds_stage1", "seconds_stage2")
+    print(f"| dataset | model | schedule | seeds | {' | '.join((*HEADLINE, *seconds))} |\n" + "|---" * 12 + "|")
+    for name in dict.fromkeys(name for name, _ in cells):
+        both = [cells.get((name, how), {}) for how in (one, other)]
+        for model in (m for m in MODELS if m in both[0] and m in both[1]):
+            seeds = both[0][model].keys() & both[1][model].keys()
+            a, b = ({s: side[model][s] for s in seeds} for side in both)
+            if not seeds:
+                continue
+            for how, runs in ((one, a), (other, b)):
+                cell = [f"{mean(runs, k)[0]:.{3 if k in HEADLINE else 0}f}" if mean(runs, k)[1] else "" for k in (*HEADLINE, *seconds)]
+                print(f"| {name} | {'-'.join(model)} | {how} | {', '.join(map(str, sorted(seeds)))} | " + " | ".join(cell) + " |")
+            cell = []
+            for k in HEADLINE:
+                (x, n), (y, m) = mean(a, k), mean(b, k)
+                cell.append(f"{y - x:+.3f}{star(y - x, n, m, noise(cells, theirs, name, k))}" if n and m else "")
+            for k in seconds:
+                x, y = mean(a, k)[0], mean(b, k)[0]
+                cell.append(f"{x / y:.2f} times as fast" if x and y else "")
+            print(f"| {name} | {'-'.join(model)} | difference | | " + " | ".join(cell) + " |")
+
+
+def noise(cells, theirs, name, metric):
+    """Std over seeds: the published models' pooled one; FID and IS hang on the classifier, so there ours. None: unknown."""
+    if metric not in BY_CLASSIFIER:
+        return pooled_std(theirs, name, metric)
+    groups = [[r[metric] for r in runs.values() if r[metric] is not None]
+              for (dataset, _), models in cells.items() if dataset == name for runs in models.values()]
+    variances = [statistics.variance(values) for values in groups if len(values) > 1]
+    return statistics.mean(variances) ** 0.5 if variances else None
+
+
+def star(difference, n, m, std):
+    return "*" if std is not None and beyond_noise(difference, n, m, std) else ""
+
+
+# ---- The ablation ----
+
+SWEEPS = {"zeta": (0.05, 0.1, 0.15, 0.2), "eta": (0.5, 1.0, 2.0)}
+THESIS = {name: getattr(Config, name) for name in SWEEPS}
+
+
+def ablation_cells(rows):
+    """{(dataset, method, augmentation, other settings): {(name, weight): {seed: run}}}; a run at the thesis' weights is in both sweeps."""
+    found = {}
+    for row in rows:
+        if not row["complete_data"]:
+            continue
+        changed = dict(s.split("=") for s in row["stage1_settings"].split())
+        weights = THESIS | {name: float(changed.pop(name)) for name in SWEEPS if name in changed}
+        model = found.setdefault((row["dataset"], row["method"], row["augmentation"], " ".join(map("=".join, changed.items()))), {})
+        for name in SWEEPS:
+            if all(weights[other] == THESIS[other] for other in SWEEPS if other != name):
+                model.setdefault((name, weights[name]), {})[row["seed"]] = row
+    return dict(sorted(found.items()))
+
+
+def ablation(found, theirs):
+    lines = ["# The weights of eq. 4.5", "",
+             f"Mean over seeds (n), the thesis' weight in bold. The difference from it: {NOISE}", ""]
+    for name, weights in SWEEPS.items():
+        lines += [f"## {name}", "", "| dataset | model | stage 1 | metric | "
+                  + " | ".join(f"**{w:g}**" if w == THESIS[name] else f"{w:g}" for w in weights) + " |", "|---" * (4 + len(weights)) + "|"]
+        for (dataset, method, augmentation, settings), model in found.items():
+            if not any(n == name and w != THESIS[n] for n, w in model):              # not swept
+                continue
+            for metric in ("recon", "knn", "svm"):
+                line, (base, m) = [], mean(model.get((name, THESIS[name]), {}), metric)
+                for weight in weights:
+                    value, n = mean(model.get((name, weight), {}), metric)
+                    mark = star(value - base, n, m, pooled_std(theirs, dataset, metric)) if n and m else ""
+                    line.append(f"{value:.3f}{mark} ({n})" if n else "")
+                lines.append(f"| {dataset} | {method}-{augmentation} | {settings} | {metric} | " + " | ".join(line) + " |")
+        lines.append("")
+    return lines
+
+
+# ---- Probes in train mode, and where samples lose ----
+
+def probe_in_train_mode(model, dataset, seed=0):
+    """The published probes: train mode, so test batches move BatchNorm and codebook (ledger 12). On a throw-away copy.
+
+    Returns the values of PROBES; recon is that of the test split in eval mode afterwards, of all of it and of the last
+    mini-batch: what a checkpoint saved after such a pass would score.
+    """
+    model, batch = copy.deepcopy(model).train(), model.config.stage1_batch
+    order = torch.randperm(len(dataset.x_train), generator=torch.Generator().manual_seed(seed))
+    z_train = encode_split(model, dataset.x_train[order], batch)["pooled"]
+    z_test = encode_split(model, dataset.x_test, batch)["pooled"]            # in the file's order, as the authors did
+    errors = encode_split(model.eval(), dataset.x_test)["errors"].sum(1)
+    return dict(zip(PROBES, (*probe(z_train, dataset.y_train[order], z_test, dataset.y_test), errors.mean().item(),
+                             errors.split(128)[-1].mean().item())))
+
+
+def command_probe(run_dirs):
+    """Probe finished runs in train mode, keep it in probe.json, print it beside the frozen values."""
+    print("| run | " + " | ".join(("knn", "svm", "recon", "recon_last_batch", *PROBES)) + " |\n" + "|---" * 9 + "|")
+    for run_dir in run_dirs:
+        config, m = data.read_config(run_dir), read_json(Path(run_dir) / "metrics.json")
+        dataset = load_dataset(config.dataset)
+        data.refuse(dataset.y_train is None, f"{run_dir}: {dataset.name} has no labels to probe for")
+        moved = probe_in_train_mode(load_stage1(run_dir, config=config, dataset=dataset)[0], dataset)
+        write_json(Path(run_dir) / "probe.json", moved)
+        values = [m[k] for k in ("knn", "svm", "recon", "recon_last_batch")] + list(moved.values())
+        run = "/".join(Path(run_dir).resolve().parts[-3:])                   # DATASET/METHOD-AUG/seedN
+        print(f"| {run} | " + " | ".join(f"{v:.3f}" for v in values) + " |", flush=True)
+
+
+def parts(run_dir):
+    """FID, IS and share of own class of real test series, their reconstructions and class-conditional samples."""
+    config, device = data.read_config(run_dir), data.pick_device()
+    dataset = load_dataset(config.dataset)
+    model, _ = load_stage1(run_dir, device, config, dataset)
+    fcn = dataset_fcn(Path(run_dir).parent.parent, dataset, config, device)
+    samples = data.read_arrays(Path(run_dir) / "samples.npz")
+    generated = torch.from_numpy(((samples["X"][:, 0] - dataset.mean) / dataset.std).astype(np.float32))
+    y = torch.tensor([dataset.label(label) for label in samples["y"].tolist()])
+    looked_at = (dataset.x_test, encode_split(model, dataset.x_test)["x_hat"], generated)
+    features, p = zip(*(classify(fcn, x) for x in looked_at))
+    return [(frechet_distance(f, features[0]), inception_score(q), accuracy(q, labels))
+            for f, q, labels in zip(features, p, (dataset.y_test, dataset.y_test, y))]
+
+
+def command_parts(folders):
+    print("| run | real: IS, own class | reconstructed: FID, IS, own class | class-conditional samples: FID, IS, own class | "
+          "unconditional samples: FID, IS |\n" + "|---" * 5 + "|")
+    for row in find_runs(folders):
+        if row["cas"] is not None:
+            (_, *real), *made = parts(row["run_dir"])
+            scores = [", ".join(f"{v:.3f}" for v in cell) for cell in (real, *made, (row["fid"], row["is"]))]
+            print(f"| {row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']} | " + " | ".join(scores) + " |",
+                  flush=True)
+
+
+def main():
+    parser = data.Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("folders", nargs="*", help="folders of runs; probe or parts in front of them")
+    parser.add_argument("--export", metavar="DIR", help="merge the runs into DIR/runs.csv and make every table from it")
+    args = parser.parse_args()
+    if args.folders[:1] == ["probe"]:
+        return command_probe(args.folders[1:])
+    if args.folders[:1] == ["parts"]:
+        return command_parts(args.folders[1:])
+    if not args.export:
+        return print("\n".join(tables(find_runs(args.folders))))
+    if args.folders:
+        export(args.folders, args.export)
+    rows, published = read_runs(Path(args.export) / "runs.csv"), read_published()
+    headline_text = io.StringIO()
+    with contextlib.redirect_stdout(headline_text):
+        report(grid(rows), published)
+    for name, text in (("TABLES.md", "\n".join(tables(rows)) + "\n"), ("headline.md", headline_text.getvalue()),
+                       ("ablation.md", "\n".join(ablation(ablation_cells(rows), published)))):
+        write_atomic(Path(args.export) / name, lambda file, text=text: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    data.run_command(main)
