@@ -1,8 +1,10 @@
 """Chapter 0: what goes in. Settings, series, augmented views, files (thesis §5.1.1, §5.2).
+
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
 From top to bottom: every setting of a run and the parser made from it; reading, the toy set,
-download; augmentations; what the stages share around a run folder. Nothing here knows a model.
+download; augmentations; what all stages need around a run folder. Nothing here knows a model.
+
     python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # (1000, 128)
 
 Letters: B batch, L length, n series.
@@ -37,19 +39,19 @@ def refuse(wrong, message):
 
 @contextlib.contextmanager
 def usable(what):
-    """Whatever a cut, foreign or hostile file, or a wrong name, raises in the block: one line."""
+    """Whatever a cut, foreign or hostile file raises in the block becomes one line."""
     try:
         yield
     except Exception as error:
         text = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        named = text.startswith(f"{what}: ")  # an InputError that says all already
-        raise InputError(text if named else f"{what}: cannot be used ({text}); mend or remove it") \
-            from None
+        if not text.startswith(f"{what}: "):  # else an InputError that says all already
+            text = f"{what}: cannot be used ({text}); mend or remove it"
+        raise InputError(text) from None
 
 # ---- Settings: `ncvqvae.py RUN --flags` writes RUN/config.json, which later stages read ----
 def number(default, low, high):
     """A field with inclusive bounds. nan lies between no two numbers, so it is refused too."""
-    kinds = (int,) if type(default) is int else (int, float)
+    kinds = (int,) if type(default) is int else (int, float)  # True is of neither
     return field(default=default, metadata=dict(
         wanted=f"{'a whole' if kinds == (int,) else 'a'} number from {low} to {high}",
         right=lambda value: type(value) in kinds and low <= value <= high))
@@ -63,27 +65,27 @@ def choice(*values):
 class Config:
     """Every setting of a run; a field's comment is its --help. Raises InputError."""
     # The run and stage 1
-    dataset: str = "toy"                         # toy, a UCR name, or the path of an own .npz
+    dataset: str = "toy"                     # toy, a UCR name, or the path of an own .npz
     method: str = choice("naive", "barlow", "vibcreg")  # §4.1.1, §3.3.1, §3.3.2
-    augmentation: str = "none"                   # warp, slice, gauss, ... joined by + (§5.1.1)
-    seed: int = number(1, 0, 2**32)              # weights, batches, views; the thesis ran four
+    augmentation: str = "none"               # warp, slice, gauss, ... joined by + (§5.1.1)
+    seed: int = number(1, 0, 2**32)          # weights, batches, views; the thesis ran four
     precision: str = choice("float32", "tf32", "bf16")  # of convolutions and products
     stage1_epochs: int = number(1000, 0, 10**6)  # §5.1.1
-    stage1_steps: int = number(0, 0, 10**9)      # optimiser steps instead of epochs where not 0
-    stage1_batch: int = number(128, 2, 10**6)    # §5.1.1; BatchNorm needs two series
+    stage1_steps: int = number(0, 0, 10**9)  # optimiser steps instead of epochs where not 0
+    stage1_batch: int = number(128, 2, 10**6)  # §5.1.1; BatchNorm needs two series
     stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
-    n_fft: int = number(8, 4, 4096)              # §5.1.1; hop n_fft/4
-    width: int = number(64, 1, 4096)             # D: channels, and size of a code
-    latent_width: int = number(8, 1, 10**6)      # frames of z aimed at; text: 32 (ledger 1)
-    residual_kernel: int = choice(1, 3)          # second convolution of a residual block (ledger 2)
+    n_fft: int = number(8, 4, 4096)          # §5.1.1; hop n_fft/4
+    width: int = number(64, 1, 4096)         # D: channels, and size of a code
+    latent_width: int = number(8, 1, 10**6)  # frames of z aimed at; text: 32 (ledger 1)
+    residual_kernel: int = choice(1, 3)      # second convolution of a residual block (ledger 2)
     residual_norm: str = choice("encoder", "both", "none")  # BatchNorm in it (ledger 20)
-    n_codes: int = number(32, 1, 10**6)          # K, codebook size (§5.1.1)
+    n_codes: int = number(32, 1, 10**6)      # K, codebook size (§5.1.1)
     ema_decay: float = number(0.9, 0, 0.999999)  # of the codebook's moving averages (§5.1.1)
     ema_initial_count: float = number(1.0, 0, 1e9)  # uses of each code at the start (ledger 4)
-    beta: float = number(1.0, 0, 1e9)            # commitment, eq. 4.1
-    eta: float = number(1.0, 0, 1e9)             # factor on eq. 4.5's: 1/P, 0.01
-    zeta: float = number(0.1, 0, 1e9)            # augmented reconstruction, eq. 4.5
+    beta: float = number(1.0, 0, 1e9)        # commitment, eq. 4.1
+    eta: float = number(1.0, 0, 1e9)         # factor on eq. 4.5's: 1/P, 0.01
+    zeta: float = number(0.1, 0, 1e9)        # augmented reconstruction, eq. 4.5
     barlow_lambda: float = number(0.005, 0, 1e9) # redundancy reduction, eq. 3.7
     similarity_weight: float = number(25.0, 0, 1e9)  # lambda of eq. 3.15, on a mean (ledger 5)
     variance_weight: float = number(25.0, 0, 1e9)  # mu of eq. 3.15
@@ -91,29 +93,29 @@ class Config:
     projector_dim: int = number(4096, 1, 10**6)  # P, all three layers (§5.1.1)
     # Stage 2
     stage2_epochs: int = number(1000, 0, 10**6)  # §5.1.1
-    stage2_steps: int = number(0, 0, 10**9)      # optimiser steps instead of epochs where not 0
-    stage2_batch: int = number(256, 1, 10**6)    # §5.1.1
+    stage2_steps: int = number(0, 0, 10**9)  # optimiser steps instead of epochs where not 0
+    stage2_batch: int = number(256, 1, 10**6)  # §5.1.1
     stage2_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage2_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1
-    prior_hidden: int = number(256, 1, 10**5)    # E, Table 5.1
-    prior_layers: int = number(4, 1, 1000)       # Table 5.1
-    prior_heads: int = number(2, 1, 1000)        # Table 5.1; 4 in the paper (ledger 17)
-    prior_ff_ratio: int = number(1, 1, 1000)     # Table 5.1
-    class_dropout: float = number(0.2, 0, 1)     # share of series trained without their class
+    prior_hidden: int = number(256, 1, 10**5)  # E, Table 5.1
+    prior_layers: int = number(4, 1, 1000)   # Table 5.1
+    prior_heads: int = number(2, 1, 1000)    # Table 5.1; 4 in the paper (ledger 17)
+    prior_ff_ratio: int = number(1, 1, 1000)  # Table 5.1
+    class_dropout: float = number(0.2, 0, 1)  # share of series trained without their class
     embedding: str = choice("codebook", "random")  # start of the token vectors (§4.1.2)
-    loss_on: str = choice("masked", "all")       # tokens in the cross-entropy, eq. 3.5 (ledger 7)
+    loss_on: str = choice("masked", "all")   # tokens in the cross-entropy, eq. 3.5 (ledger 7)
     token_temperature: float = number(0.0, 0, 1e9)  # 1: drawn from softmax(-d^2) (ledger 9)
     # Sampling and evaluation
-    stages: int = choice(2, 1)                   # 1 stops after stage 1 and its probes
+    stages: int = choice(2, 1)               # 1 stops after stage 1 and its probes
     validate_epochs: int = number(20, 0, 10**6)  # between looks at the test split; 0: never
-    decode_steps: int = number(10, 1, 10**5)     # T, §5.1.1
+    decode_steps: int = number(10, 1, 10**5)  # T, §5.1.1
     choice_temperature: float = number(4.0, 0, 1e9)  # Gumbel noise on the confidence, falls to 0
-    guidance: float = number(1.0, -1e3, 1e3)     # s in l_0 + s (l_c - l_0); 1: the class alone
-    sample_batch: int = number(256, 1, 10**6)    # series decoded at once
-    fcn_epochs: int = number(1000, 1, 10**6)     # classifier behind FID and IS (ledger 15)
-    cas_epochs: int = number(1000, 1, 10**6)     # classifier on generated series (ledger 16)
-    fcn_batch: int = number(256, 2, 10**6)       # both classifiers
-    fcn_lr: float = number(1e-3, 1e-12, 1e3)     # both; AdamW, cosine to 0
+    guidance: float = number(1.0, -1e3, 1e3)  # s in l_0 + s (l_c - l_0); 1: the class alone
+    sample_batch: int = number(256, 1, 10**6)  # series decoded at once
+    fcn_epochs: int = number(1000, 1, 10**6)  # classifier behind FID and IS (ledger 15)
+    cas_epochs: int = number(1000, 1, 10**6)  # classifier on generated series (ledger 16)
+    fcn_batch: int = number(256, 2, 10**6)   # both classifiers
+    fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
 
     def __post_init__(self):
@@ -127,7 +129,7 @@ class Config:
         refuse(self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, its hops")
         refuse(self.method == "vibcreg" and self.projector_dim % 64,  # IterNorm's groups
                f"--projector-dim {self.projector_dim}: should be a multiple of 64 for vibcreg")
-        refuse(self.prior_hidden % self.prior_heads,
+        refuse(self.prior_hidden % self.prior_heads,  # each head has E / heads
                f"--prior-heads {self.prior_heads}: does not divide --prior-hidden")
         refuse(not self.stage1_epochs + self.stage1_steps, "--stage1-epochs 0: nothing to train")
         refuse(not self.stage2_epochs + self.stage2_steps, "--stage2-epochs 0: nothing to train")
@@ -142,7 +144,7 @@ class Config:
 
 PRESETS = {                                      # field values, nothing more; a given flag wins
     "thesis": {},
-    # Chosen on held-out train series, for the first edition's model (results/fast.md).
+    # Chosen on held-out train series (benchmarks/fast.py), for the first edition's model.
     "fast": dict(stage1_steps=800, stage2_steps=800, stage1_lr=3e-3, fcn_epochs=300,
                  cas_epochs=100, validate_epochs=100),
     "toy": dict(stage1_steps=300, stage1_lr=3e-3, stage1_batch=64, projector_dim=1024,
@@ -181,14 +183,14 @@ def make_config(args, start=None, **fixed):
 class Dataset:
     """A dataset, standardised by one scalar mean and std of the train split (paper §4.2.6)."""
     name: str
-    length: int                                  # L
+    length: int                              # L
     mean: float
     std: float
-    classes: list                                # classes[k]: the data's own label of class k
-    complete: bool                               # False: counts differ from thesis Table 5.2
-    sha256: str                                  # of the raw values and labels
-    x_train: torch.Tensor | None = None          # float32 (n, L), standardised
-    y_train: torch.Tensor | None = None          # int64 (n,) in 0..K-1, None without labels
+    classes: list                            # classes[k]: the data's own label of class k
+    complete: bool                           # False: counts differ from thesis Table 5.2
+    sha256: str                              # of the raw values and labels
+    x_train: torch.Tensor | None = None      # float32 (n, L), standardised
+    y_train: torch.Tensor | None = None      # int64 (n,) in 0..K-1, None without labels
     x_test: torch.Tensor | None = None
     y_test: torch.Tensor | None = None
 
@@ -207,13 +209,13 @@ class Dataset:
         return words.index(word)
 
 def parse_label(text):
-    """Labels are numbers in most files ("1", "1.0", "1.0e+00" are one class), words in some."""
+    """Labels are numbers in most files ("1", "1.0", "1e+00" are one class), words in some."""
     for kind in (int, float):  # int first: large ones stay apart
         with contextlib.suppress(ValueError):
             value = kind("_" if "_" in text else text)  # Python reads 1_0 as 10
             if math.isfinite(value):
                 return int(value) if value == int(value) else value
-    return text
+    return text  # "inf" and "nan" too
 
 def read_split(path):
     """Read a UCR split: x float64 (n, L) and a list of n labels.
@@ -244,7 +246,7 @@ def read_split(path):
 
 def as_series(x, where):
     """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L); InputError for others."""
-    x = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x
+    x = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x  # (n, L)
     refuse(x.ndim != 2 or x.dtype.kind not in "fiu",
            f"{where}: {x.dtype} {x.shape}, should be numbers (n, L) or (n, 1, L), one channel")
     return x.astype(np.float64)
@@ -252,7 +254,8 @@ def as_series(x, where):
 def read_npz(path):
     """Own data X_train, y_train, X_test, y_test: [(x (n, L), labels or None)] of both splits."""
     arrays, splits = read_arrays(path), []
-    needed = ["X_train", "X_test"] + ["y_train", "y_test"] * any(k[0] == "y" for k in arrays)
+    labelled = "y_train" in arrays or "y_test" in arrays
+    needed = ["X_train", "X_test"] + ["y_train", "y_test"] * labelled
     refuse(not set(needed) <= set(arrays), f"{path}: has {[*arrays]}, needs {needed}")
     for split in ("train", "test"):
         x, y = as_series(arrays[f"X_{split}"], f"{path}, X_{split}"), arrays.get(f"y_{split}")
@@ -285,13 +288,13 @@ def load_dataset(name, root=None):
     (x_train, y_train), (x_test, y_test) = splits
     (n, L), (m, L_test) = x_train.shape, x_test.shape
     refuse(L != L_test or L < 8 or min(n, m) < 2,  # 8: a frame of the STFT
-           f"{name}: {n} train series of length {L}, {m} test series of length {L_test}: too few")
-    classes = []
+           f"{name}: {n} train series of {L}, {m} test series of {L_test} values; need 2 of 8 each")
+    classes = []  # stays so without labels
     if y_train is not None:
         parsed = [[parse_label(w) for w in y] for y in (y_train, y_test)]
         if any(isinstance(v, str) and v != "nan" for v in parsed[0] + parsed[1]):
             parsed = [y_train, y_test]  # a mixture of numbers and words is words
-        index = {c: k for k, c in enumerate(sorted(set(parsed[0])))}
+        index = {c: k for k, c in enumerate(sorted(set(parsed[0])))}  # label -> 0..K-1
         classes = list(index)
         for words, file in zip(parsed, files):
             for row, word in enumerate(words, 1):
@@ -316,7 +319,7 @@ def load_dataset(name, root=None):
         print(f"WARNING: {name}: train, test, classes, length are {found}, Table 5.2 has "
               f"{THESIS_SETS[name][:4]}; complete_data is false", file=sys.stderr)
     raw = [np.asarray(a).tobytes() for a in (x_train, x_test, y_train, y_test) if a is not None]
-    x_train, x_test = (torch.from_numpy(x.astype(np.float32)) for x in scaled)
+    x_train, x_test = (torch.from_numpy(x.astype(np.float32)) for x in scaled)  # (n, L)
     return Dataset(name, L, mean, std, classes, complete, hashlib.sha256(b"".join(raw)).hexdigest(),
                    x_train, y_train, x_test, y_test)
 
@@ -328,14 +331,13 @@ def two_patterns(n, length, seed, noise=1.0):
     """
     rng = np.random.default_rng(seed)
     x = noise * rng.standard_normal((n, length))
-    y = rng.permutation(np.arange(n) % 4)
+    y = rng.permutation(np.arange(n) % 4)  # as many of each class
     least = length // 8  # of a step's width
     for i in range(n):
         # Four cut points split the series into gap, step, gap, step, gap.
-        cuts = np.sort(rng.integers(0, length - 2 * least + 1, size=4))
-        cuts = cuts + [0, least, least, 2 * least]
+        cuts = np.sort(rng.integers(0, length - 2 * least + 1, 4)) + [0, least, least, 2 * least]
         for begin, end, up in ((*cuts[:2], y[i] // 2), (*cuts[2:], y[i] % 2)):
-            half = (begin + end) // 2
+            half = (begin + end) // 2  # where the step turns
             x[i, begin:half] += -5 if up else 5
             x[i, half:end] += 5 if up else -5
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
@@ -377,7 +379,7 @@ def download_dataset(name, root):
             (staging / name).mkdir(parents=True)
             for path in paths:
                 _fetch(f"{os.environ.get('UCR_MIRROR') or host}/{path}", staging / name)
-            refuse(None in (files := find_splits(name, staging)), f"{name}_TRAIN or _TEST lacks")
+            refuse(None in (files := find_splits(name, staging)), f"no {name}_TRAIN or _TEST")
             [read_split(file) for file in files]  # only what can be read gets its place
             final.mkdir(exist_ok=True)
             return [os.replace(file, final / file.name) for file in files]
@@ -391,13 +393,11 @@ def download_dataset(name, root):
 
 # ---- Augmentations (thesis §5.1.1; drafts of the project thesis): x (B, L) -> (B, L) ----
 # On x's device, in its dtype, a fresh draw per series.
+def _uniform(x, shape, low, high, g):
+    return low + (high - low) * torch.rand(shape, generator=g, device=x.device, dtype=x.dtype)
 
-def _uniform(x, shape, low, high, generator):
-    unit = torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype)
-    return low + (high - low) * unit
-
-def _normal(x, shape, generator):
-    return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+def _normal(x, shape, g):
+    return torch.randn(shape, generator=g, device=x.device, dtype=x.dtype)
 
 def amplitude_resize(x, generator=None, std=0.2):
     """Multiply each series by 1 + N(0, std^2): peaks of a class differ in height. §5.1.1."""
@@ -417,9 +417,8 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     tau = j * ((L - 1 + (s - 1) * w) / (L - 1))  # (B, L) on the warped axis
     later = torch.where(tau < a + s * w, a + (tau - a) / s, tau - (s - 1) * w)
     i = torch.where(tau < a, tau, later)  # (B, L) places in x
-    left = i.floor().clamp(0, L - 2)  # linear between neighbours
+    left = i.floor().clamp(0, L - 2).long()  # (B, L) linear between neighbours
     weight = (i - left).clamp(0, 1)
-    left = left.long()
     return x.gather(1, left) * (1 - weight) + x.gather(1, left + 1) * weight
 
 def slice_and_shuffle(x, generator=None, pieces=4):
@@ -431,7 +430,7 @@ def slice_and_shuffle(x, generator=None, pieces=4):
     # Distinct cuts in 1 .. L-1: the places of the pieces - 1 smallest of L - 1 random numbers.
     cuts = 1 + torch.rand(B, L - 1, generator=generator, device=x.device).argsort(1)[:, :pieces - 1]
     place = torch.rand(B, pieces, generator=generator, device=x.device).argsort(1)  # (B, pieces)
-    i = torch.arange(L, device=x.device)
+    i = torch.arange(L, device=x.device)  # (L)
     piece = (i >= cuts[:, :, None]).sum(1)  # (B, L) piece that i lies in
     return x.gather(1, (place.gather(1, piece) * L + i).argsort(1))  # by new place, then by old
 
@@ -445,7 +444,7 @@ def flip(x, generator=None):
 
 def slope(x, generator=None, limit=0.01):
     """Add a line through the origin, U[-limit, limit] per time step. Drafts."""
-    time = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
+    time = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)  # (L)
     return x + _uniform(x, (len(x), 1), -limit, limit, generator) * time
 
 def phase_shift(x, generator=None, limit=math.pi / 4):
@@ -486,7 +485,7 @@ def pick_device(precision="float32"):
     with usable(f"DEVICE={name}"):
         device = torch.ones(1, device=name).device
         if device.type == "cuda":
-            torch.cuda.set_device(device)
+            torch.cuda.set_device(device)  # cuda:1: else some calls go to the first
     return device
 
 def run_command(main):
@@ -510,8 +509,8 @@ def write_atomic(path, write):
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.fsync(file.fileno())  # on the disk before it gets its name
+        os.replace(temporary, path)  # all or nothing, says POSIX
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -560,10 +559,9 @@ def hold(folder, wait=False):
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / ".lock", "a+b", buffering=0) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # ends with us
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().decode(errors="replace") or "another process"
+            holder = Path(file.name).read_text(errors="replace") or "another process"
             raise InputError(f"{folder}: {holder} works on it; wait or set another OUT") from None
         except OSError as error:  # some network file systems have none
             print(f"WARNING: {folder}: no lock ({error.strerror}); start no second process on it",

@@ -1,7 +1,9 @@
 """Chapter 3: is it any good? Probes, IS, FID, CAS, figures (thesis §2.7, §5.1.2, §6).
+
     test split -> stage 1 -> z_q, averaged over H and W -> KNN, SVM             (representations)
     prior -> unconditional series -> FCN features -> FID; its softmax -> IS             (samples)
     prior -> class-conditional series -> a fresh FCN -> accuracy on the real test split: CAS
+
     python evaluate.py run     runs/Symbols/vibcreg-slice/seed1  # metrics.json, samples, figures
     python evaluate.py samples x.npz --dataset FordA  # scores any model's series
     python evaluate.py compare runs/Symbols/*/seed*  # one row a run
@@ -45,7 +47,7 @@ def probe(z_train, y_train, z_test, y_test):
 def code_usage(tokens, n_codes):
     """Codes in use and the perplexity exp(entropy) of their shares. tokens (n, N) -> int, float."""
     p = torch.bincount(tokens.flatten(), minlength=n_codes).double()
-    p = p / p.sum()
+    p = p / p.sum()  # (K) shares
     return int((p > 0).sum()), float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
 # ---- The classifier behind IS, FID and CAS (Wang et al. 2017; thesis §2.7.1, ledger 15) ----
@@ -83,7 +85,7 @@ def train_fcn(x, y, n_classes, config, folder, name, device):
     digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
     training = Training(folder, "fcn", model, config, digest, len(x), name)
     x, y = x.to(device), y.to(device)
-    model.train()
+    model.train()  # BatchNorm of the batch
     for rows in training:
         logits = model(x[rows])  # (B, K)
         right = (logits.argmax(1) == y[rows]).float().mean()
@@ -105,7 +107,7 @@ def dataset_fcn(folder, dataset, config, device):
 def classify(fcn, x, batch=256):
     """Features (n, P) and class probabilities (n, K) of series x (n, L), float64 NumPy."""
     device = next(fcn.parameters()).device
-    features = torch.cat([fcn.features(part.to(device)) for part in x.split(batch)])
+    features = torch.cat([fcn.features(part.to(device)) for part in x.split(batch)])  # (n, P)
     return features.cpu().double().numpy(), fcn.head(features).cpu().double().softmax(1).numpy()
 
 # ---- Sample metrics (thesis §2.7.1) ----
@@ -119,7 +121,7 @@ def frechet_distance(f1, f2):
     if min(len(f1), len(f2)) < 2:
         raise ValueError("frechet_distance: a covariance needs at least 2 rows")
     s1, s2 = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (f1, f2))  # P = 1 comes as a scalar
-    values, vectors = np.linalg.eigh(s1)
+    values, vectors = np.linalg.eigh(s1)  # (P), (P, P)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T  # S1^1/2
     cross = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root).clip(0)).sum()  # Tr (S1 S2)^1/2
     return float(((f1.mean(0) - f2.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * cross)
@@ -128,7 +130,7 @@ def inception_score(p, splits=10, seed=0):
     """exp(E KL(p(y|x) || p(y))), the mean over shuffled splits. p (n, K) -> float. Eq. 2.19."""
     p = np.asarray(p, dtype=np.float64)
     parts = np.array_split(p[np.random.default_rng(seed).permutation(len(p))], min(splits, len(p)))
-    scores = []
+    scores = []  # 1: samples alike or vague; n_classes: sharp and even
     for part in parts:
         marginal = part.mean(0, keepdims=True)  # p(y)
         ratio = np.divide(part, marginal, out=np.ones_like(part), where=part > 0)  # 0 log 0 = 0
@@ -137,7 +139,7 @@ def inception_score(p, splits=10, seed=0):
 
 def classification_accuracy_score(x, y, dataset, config, folder, device):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,)."""
-    config = replace(config, fcn_epochs=config.cas_epochs)
+    config = replace(config, fcn_epochs=config.cas_epochs)  # else the recipe of real series
     fcn, _ = train_fcn(x, y, len(dataset.classes), config, folder, "cas", device)
     return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
 
@@ -159,26 +161,27 @@ def nearest_neighbour_ratio(generated, train, test):
 
 def class_proportions(y, n_classes, total):
     """Labels (total,) in the class proportions of y, one per class at least."""
-    share = torch.bincount(y, minlength=n_classes).double() * total / len(y)
-    counts = share.floor().clamp_min(1)
+    share = torch.bincount(y, minlength=n_classes).double() * total / len(y)  # (K)
+    counts = share.floor().clamp_min(1)  # (K) no class is forgotten
     while counts.sum() < total:  # largest remainders first
         counts[(share - counts).argmax()] += 1
     while counts.sum() > total:  # small classes were rounded up to one
         counts[(share - counts).masked_fill(counts < 2, math.inf).argmin()] -= 1
     return torch.arange(n_classes).repeat_interleave(counts.long())
 
-def score_samples(generated, conditional, labels, dataset, config, run_dir, device, x_hat=None):
-    """Every sample metric, by its key in metrics.json. Standardised series: generated (n, L),
+def score_samples(generated, conditional, labels, dataset, config, folder, device, x_hat=None):
+    """Every sample metric, by its key in metrics.json, of standardised series.
 
-    conditional (n', L) with labels (n',), or None; x_hat: the reconstructed test split, or None.
+    generated (n, L) for FID and IS; conditional (n', L) with labels (n',) for CAS, or None; x_hat:
+    the reconstructed test split for fid_recon, or None. folder: of the run, two below the set's.
     """
     out = dict(nn_ratio=nearest_neighbour_ratio(generated, dataset.x_train, dataset.x_test))
     if (out["nn_ratio"] or 1) < 0.999:
         print(f"WARNING: nn_ratio {out['nn_ratio']:.2f} < 1: samples lie nearer to the train split "
               "than the test split does; the prior memorises (thesis §6.4)", file=sys.stderr)
     if dataset.y_train is None:
-        return out
-    fcn = dataset_fcn(Path(run_dir).parent.parent, dataset, config, device)
+        return out  # what is left needs a classifier
+    fcn = dataset_fcn(Path(folder).parent.parent, dataset, config, device)
     (real, p_real), (fake, p_fake) = classify(fcn, dataset.x_test), classify(fcn, generated)
     # A real train sample of the test split's size: what FID a perfect model could reach.
     n, m = len(dataset.x_train), len(dataset.x_test)
@@ -186,11 +189,11 @@ def score_samples(generated, conditional, labels, dataset, config, run_dir, devi
     out |= {"fid": frechet_distance(fake, real), "is": inception_score(p_fake),
             "fid_floor": frechet_distance(classify(fcn, floor)[0], real),
             "is_real": inception_score(p_real), "fcn_accuracy": accuracy(p_real, dataset.y_test)}
-    if x_hat is not None:
+    if x_hat is not None:  # what stage 1 alone costs
         out["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
     if conditional is not None:
-        out["cas"] = classification_accuracy_score(conditional, labels, dataset, config, run_dir,
-                                                   device)
+        made = conditional, labels
+        out["cas"] = classification_accuracy_score(*made, dataset, config, folder, device)
     return out
 
 # ---- A run ----
@@ -211,6 +214,7 @@ def evaluate_run(run_dir, config=None, device=None):
         if old.get("stages", 0) >= config.stages:
             print(f"{path}: finished before, with these settings and data", file=sys.stderr)
             return old
+    # Frozen: eval mode, so that no test series moves BatchNorm or codebook (ledger 12).
     train, test = encode_split(model, dataset.x_train), encode_split(model, dataset.x_test)
     time_error, frequency_error = test["errors"].mean(0).tolist()
     codes, perplexity = code_usage(test["tokens"], config.n_codes)
@@ -225,7 +229,7 @@ def evaluate_run(run_dir, config=None, device=None):
         m["knn"], m["svm"] = probe(train["pooled"], dataset.y_train, test["pooled"], y_test)
     else:
         print(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS", file=sys.stderr)
-    generated = conditional = labels = None
+    generated = conditional = labels = None  # so with --stages 1
     if config.stages == 2:
         prior, _, second = load_stage2(run_dir, device, config, dataset)
         n, no_class = m["n_test"], prior.no_class
@@ -235,7 +239,7 @@ def evaluate_run(run_dir, config=None, device=None):
         draws = [torch.Generator(device).manual_seed(1000 * config.seed + i) for i in range(2)]
         generated = sample(prior, model, torch.full((max(n, 256),), no_class), draws[0], config)[:n]
         if n_classes:
-            labels = class_proportions(dataset.y_train, n_classes, max(1000, m["n_train"]))
+            labels = class_proportions(dataset.y_train, n_classes, max(1000, m["n_train"]))  # (n',)
             conditional = sample(prior, model, labels, draws[1], config)
         kept = conditional if n_classes else generated
         save_samples(run_dir / "samples.npz", kept, labels, dataset)
@@ -258,7 +262,7 @@ def command_samples(args):
     x, labels = (as_series(arrays["X"], f"{args.file}, X") - dataset.mean) / dataset.std, None
     refuse(x.shape[1] != dataset.length or len(x) < 2 or not (np.abs(x) < 1e9).all(),
            f"{args.file}: X {x.shape}, should be series of {dataset.name}: length {dataset.length}")
-    x = torch.from_numpy(x.astype(np.float32))
+    x = torch.from_numpy(x.astype(np.float32))  # (n, L), standardised as the data is
     if "y" in arrays and dataset.classes:
         refuse(arrays["y"].shape != (len(x),), f"{args.file}: y {arrays['y'].shape}, X {x.shape}")
         labels = torch.tensor([dataset.label(word) for word in arrays["y"].tolist()])
@@ -284,8 +288,7 @@ def compare(run_dirs):
 def main():
     parser = Parser(description="Score runs and samples.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="metrics.json, samples.npz, figures of a run folder")
-    run.add_argument("run_dir", help="its config.json holds the settings")
+    commands.add_parser("run", help="score a run folder").add_argument("run_dir")
     samples = commands.add_parser("samples", help="score the series of an .npz", allow_abbrev=False)
     samples.add_argument("file", help=".npz with X (n, L) in the data's units and, for CAS, y (n,)")
     samples.add_argument("--dataset", required=True, help="toy, a UCR name, or the path of an .npz")

@@ -1,10 +1,12 @@
 """Chapter 1: tokens (thesis §4.1.1, §5.1.1; eq. 3.7 to 3.15, 4.1 to 4.5).
+
     x --stft--> u --Encoder--> z --VectorQuantizer--> z_q --Decoder--> u^ --istft--> x^
     x' = augment(x) -> u' -> the same Encoder -> z' ----> the same Decoder -> u'^ -> x'^
     SSL: z_q and z', average and max pooled -> Projector -> Barlow Twins or VIbCReg
 
 The original branch is a VQ-VAE. The augmented one is not quantised; pulling z_q towards z' orders
 the codes by what survives the augmentation, which is what classes and a prior can use.
+
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
         --augmentation slice --precision bf16  # 6 minutes on one CPU core of an AMD EPYC
 
@@ -62,8 +64,8 @@ class ResidualBlock(nn.Module):
         return x + self.convs(x)  # (B, D, H, W)
 
 def _residual_blocks(width, kernel, norm):
-    return (nn.Sequential(ResidualBlock(width, kernel, norm), nn.BatchNorm2d(width))
-            for _ in range(4))
+    for _ in range(4):
+        yield nn.Sequential(ResidualBlock(width, kernel, norm), nn.BatchNorm2d(width))
 
 class Encoder(nn.Sequential):
     """u (B, 2, H, W) -> z (B, D, H, W / 2^n). Thesis §5.1.1, Figure 5.1."""
@@ -79,11 +81,10 @@ class Decoder(nn.Sequential):
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=False):
         def double(a, b):  # the number of frames
             return nn.ConvTranspose2d(a, b, (3, 4), (1, 2), 1)
-        up = [nn.Sequential(double(width, width), nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True))
-              for _ in range(n - 1)]
         # n + 1 doublings, one more than the encoder halves; the resize takes it back (ledger 31).
-        super().__init__(*_residual_blocks(width, residual_kernel, residual_norm), *up,
-                         double(width, 2), double(2, 2))
+        super().__init__(*_residual_blocks(width, residual_kernel, residual_norm), *(
+            nn.Sequential(double(width, width), nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True))
+            for _ in range(n - 1)), double(width, 2), double(2, 2))
 
     def forward(self, z, frames):
         u = super().forward(z)  # (B, 2, H, > frames); aligned corners: ledger 21
@@ -118,7 +119,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z):
         indices = self.distances(z.detach()).argmin(-1)  # eq. 2.13
-        z_q = self.lookup(indices)
+        z_q = self.lookup(indices)  # (B, D, H, W)
         commitment = F.mse_loss(z, z_q)  # |z - sg[z_q]|^2 of eq. 4.1
         if self.training:
             self._update(z.detach(), indices)  # a new codebook; z_q keeps the old
@@ -179,15 +180,15 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     if P % groups:
         raise ValueError(f"iter_norm: {groups} groups do not divide {P} features")
     x = (z - z.mean(0)).T.reshape(groups, P // groups, B)  # (G, d, B)
-    eye = torch.eye(P // groups, dtype=z.dtype, device=z.device)
+    eye = torch.eye(P // groups, dtype=z.dtype, device=z.device)  # (d, d)
     covariance = x @ x.transpose(1, 2) / B + eps * eye  # (G, d, d)
     trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]  # (G, 1, 1)
-    s, p = covariance / trace, eye.expand_as(covariance)
+    s, p = covariance / trace, eye.expand_as(covariance)  # eigenvalues of s in (0, 1]
     # Newton's iteration drives p to s^{-1/2} without eigenvectors, whose gradient explodes where
     # eigenvalues meet. Five rounds whiten the strong directions and spare the noise of the weak.
     for _ in range(iterations):
         p = 1.5 * p - 0.5 * (p @ p @ p) @ s
-    return (p @ x / trace.sqrt()).reshape(P, B).T
+    return (p @ x / trace.sqrt()).reshape(P, B).T  # (B, P)
 
 class Projector(nn.Module):
     """Linear - BN - ReLU twice, Linear; for VIbCReg then IterNorm by 64, with scale and shift.
@@ -206,7 +207,7 @@ class Projector(nn.Module):
 
     def forward(self, *views):
         h = torch.cat(views)  # (views * B, in)
-        for linear, norm in zip(self.linears, self.norms):
+        for linear, norm in zip(self.linears, self.norms):  # (views * B, P)
             h = torch.cat([norm(view) for view in linear(h).chunk(len(views))]).relu_()
         views = [z.float() for z in self.linears[2](h).chunk(len(views))]  # (B, P) each
         if self.whiten:
@@ -226,7 +227,7 @@ class Band(nn.Module):
     def __init__(self, config, length, bins, latent_width):
         super().__init__()
         n, norm = n_downsampling(length, latent_width), config.residual_norm
-        self.bins = slice(*bins)
+        self.bins = slice(*bins)  # of the H
         # NOTE(ledger 20): the text has BatchNorm in both, the program in the encoder alone.
         self.encoder = Encoder(n, config.width, config.residual_kernel, norm != "none")
         self.decoder = Decoder(n, config.width, config.residual_kernel, norm == "both")
@@ -265,10 +266,11 @@ class NCVQVAE(nn.Module):
 
     def decode(self, z):
         """[z] or [z_q] -> u^ (B, 2, H, W), x^ (B, L), float32. The STFT is linear: one inverse."""
-        frames = self.length // (self.config.n_fft // 4) + 1
+        frames = self.length // (self.config.n_fft // 4) + 1  # W of u
         with self._autocast(z[0]):
             u = torch.cat([band.decoder(z_k, frames) for band, z_k in zip(self.bands, z)], dim=2)
-        return u.float(), istft(u.float(), self.config.n_fft, self.length)
+        u = u.float()  # once: both gradients meet in float32
+        return u, istft(u, self.config.n_fft, self.length)
 
     def ssl_loss(self, *latents):
         """eta · L_SSL of eq. 4.5 between two lists of latents, pooled and projected."""
@@ -287,7 +289,7 @@ class NCVQVAE(nn.Module):
         """
         u, z = self.encode(x)
         z_q, tokens, commitment = self.quantize(z)
-        u_hat, x_hat = self.decode(z_q)
+        u_hat, x_hat = self.decode(z_q)  # straight-through: the gradient goes on to the encoder
         terms = dict(recon_time=F.mse_loss(x_hat, x), recon_freq=F.mse_loss(u_hat, u),  # eq. 4.2
                      commitment=self.config.beta * commitment)  # eq. 4.1
         if x_aug is not None:
@@ -341,16 +343,16 @@ class Training:
         self.identity = config.behind(kind) | {"sha256": sha256}
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches, draws
-        batch, epochs, self.lr, decay = (getattr(config, f"{kind}_{field}") for field in
+        batch, epochs, self.lr, decay = (getattr(config, f"{kind}_{name}") for name in
                                          ("batch", "epochs", "lr", "weight_decay"))
         self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay, fused=True)
-        self.n, self.batch = n, min(batch, n)
+        self.n, self.batch = n, min(batch, n)  # fewer series than a batch: all of them
         self.per_epoch = math.ceil(n / self.batch) - (n % self.batch == 1)
         self.total = getattr(config, f"{kind}_steps", 0) or epochs * self.per_epoch
         self.every = max(1, self.total // 200)  # about 200 logged steps
         self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), "nothing"
         self.seconds_before, self.resume = 0.0, self.folder / f"{self.stage}.resume.pt"
-        if self.resume.exists():
+        if self.resume.exists():  # an earlier process was interrupted
             self._go_on()
         self.first, self.started, self.saved = self.step, time.time(), time.time()
         self._start_log()
@@ -358,7 +360,7 @@ class Training:
     def __iter__(self):
         while self.step < self.total:
             start = self.step % self.per_epoch * self.batch
-            if start == 0:
+            if start == 0:  # a new epoch
                 self.order = torch.randperm(self.n, generator=self.generator, device=self.device)
             yield self.order[start:start + self.batch]
             if time.time() - self.saved > self.SECONDS:  # all that belongs to the step is done
@@ -371,7 +373,7 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.step += 1
+        self.step += 1  # steps taken so far
         if self.due:
             self.log(loss=loss.detach(), **terms)
 
@@ -387,7 +389,7 @@ class Training:
 
     def log(self, **values):
         """Floats of the step just taken: log.jsonl, and some twenty lines; NaN ends the run."""
-        values = {k: float(v) for k, v in values.items()}
+        values = {k: float(v) for k, v in values.items()}  # waits for the device, so not each step
         text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         refuse(not all(map(math.isfinite, values.values())), f"{self.stage}: not finite at step "
                f"{self.step}: {text}; before: {self.last}. Try a smaller learning rate")
@@ -395,7 +397,7 @@ class Training:
         record = dict(stage=self.stage, step=self.step, epoch=epoch, **values)
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
-        if self.step % (10 * self.every) == 0 or self.step == self.total:
+        if self.step % (10 * self.every) == 0 or self.step == self.total:  # for whoever watches
             rate = (self.step - self.first) / (time.time() - self.started)
             left = (self.total - self.step) / rate / 60
             print(f"{self.stage}, {left:.1f} min left, {rate:.1f} steps/s, {self.last}",
@@ -458,12 +460,12 @@ def encode_split(model, x, batch=256):
     """
     device, parts = next(model.parameters()).device, []
     for part in x.split(batch):
-        part = part.to(device)
+        part = part.to(device)  # (B, L)
         u, z = model.encode(part)
         z_q, tokens, _ = model.quantize(z)
-        u_hat, x_hat = model.decode(z_q)
+        u_hat, x_hat = model.decode(z_q)  # (B, 2, H, W), (B, L)
         errors = [(x_hat - part).square().mean(1), (u_hat - u).square().mean((1, 2, 3))]
-        pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)
+        pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)  # (B, D) of each band
         parts.append([t.cpu() for t in (pooled, tokens, x_hat, torch.stack(errors, 1))])
     return dict(zip(("pooled", "tokens", "x_hat", "errors"), map(torch.cat, zip(*parts))))
 
@@ -488,21 +490,21 @@ def train_stage1(run_dir, config, dataset=None, device=None):
     training = Training(run_dir, "stage1", model, config, dataset.sha256, len(dataset.x_train))
     write_json(run_dir / "config.json", asdict(config))
     x_train, x_test = dataset.x_train.to(device), dataset.x_test.to(device)  # the whole set
-    model.train()
+    model.train()  # BatchNorm of the batch, a codebook that moves
     for rows in training:
         x, x_aug = x_train[rows], None  # (B, L)
         if config.method != "naive":
             x_aug = augment(x, config.augmentation, training.generator)
         loss, terms, tokens = model(x, x_aug)
-        training.update(loss, **terms)
+        training.update(loss, **terms)  # backward, optimiser, log
         if training.due and len(tokens.unique()) == len(model.bands):
             print(f"WARNING: step {training.step}: all tokens are one code, the codebook collapsed;"
                   " try another --seed or a smaller --stage1-lr", file=sys.stderr)
         if training.validates(config.validate_epochs):
-            model.eval()
+            model.eval()  # nothing moves, no draw is consumed (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
-    training.finish(path, data=dataset.info())
+    training.finish(path, data=dataset.info())  # about 3 MB: encoder, decoder, codebook
     return load_stage1(run_dir, device, config, dataset)[0]
 
 def load_model(path, kind, build, device=None, config=None, dataset=None):
@@ -516,16 +518,15 @@ def load_model(path, kind, build, device=None, config=None, dataset=None):
         made_with = dict(checkpoint["identity"])
         check_same(path, {k: made_with.get(k) for k in wanted}, wanted)
         made_with.pop("sha256")
-        model = build(config := Config(**made_with), checkpoint)
+        model = build(config := Config(**made_with), checkpoint)  # checks every value again
         model.load_state_dict(checkpoint["state"])
     model.to(device or pick_device(config.precision))
     return model.eval().requires_grad_(False), checkpoint
 
 def load_stage1(run_dir, device=None, config=None, dataset=None):
     """The trained tokenizer of a run folder: NCVQVAE without projector, its checkpoint's dict."""
-    def build(made_with, checkpoint):
-        return NCVQVAE(made_with, checkpoint["data"]["length"], with_projector=False)
-    return load_model(Path(run_dir) / "stage1.pt", "stage1", build, device, config, dataset)
+    return load_model(Path(run_dir) / "stage1.pt", "stage1", lambda made_with, saved: NCVQVAE(
+        made_with, saved["data"]["length"], with_projector=False), device, config, dataset)
 
 def main():
     parser = Parser(allow_abbrev=False, description="Stage 1, and all settings of all stages.")

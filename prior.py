@@ -1,6 +1,8 @@
 """Chapter 2: the prior over tokens, and samples from it (thesis §3.2, §4.1.2; eq. 3.4 to 3.6).
+
     x --stage 1, frozen--> tokens (B, N) --mask_tokens--> Prior -> logits (B, N, K)         training
     all masked --iterative_decode, T passes--> tokens --codebook, decoder--> series         sampling
+
     python prior.py train  runs/Symbols/vibcreg-slice/seed1  # 2.5 minutes in bf16, one CPU core
     python prior.py sample runs/Symbols/vibcreg-slice/seed1 --n 100 --class 1 --out x.npz
 
@@ -39,7 +41,7 @@ class Block(nn.Module):
             a = F.scaled_dot_product_attention(q, k, v)
         else:  # the fused kernel takes 4 times as long on a CPU in bf16, and errs on mps
             a = (q @ k.transpose(2, 3) / math.sqrt(E // self.heads)).softmax(-1) @ v
-        h = h + self.out(a.transpose(1, 2).reshape(B, N, E))
+        h = h + self.out(a.transpose(1, 2).reshape(B, N, E))  # (B, N, E)
         return h + self.ff(self.norm2(h))
 
 class Prior(nn.Module):
@@ -58,9 +60,9 @@ class Prior(nn.Module):
         # Apart from the embedding, so that learning to say "unknown" moves no code (§4.1.2). These
         # start at the codes' own scale, N(0, 1): LayerNorm would drown smaller ones.
         self.mask_vector = nn.Parameter(torch.randn(D))
-        self.classes = nn.Embedding(n_classes + 1, D)
-        self.positions = nn.Parameter(torch.randn(1 + n_tokens, D))
-        self.norm_in, self.into = nn.LayerNorm(D), nn.Linear(D, E)
+        self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
+        self.positions = nn.Parameter(torch.randn(1 + n_tokens, D))  # the first one: the class
+        self.norm_in, self.into = nn.LayerNorm(D), nn.Linear(D, E)  # codes are narrower than E
         self.blocks = nn.Sequential(*[Block(E, config.prior_heads, config.prior_ff_ratio)
                                       for _ in range(config.prior_layers)])
         self.norm_out, self.back = nn.LayerNorm(E), nn.Linear(E, D)
@@ -90,7 +92,7 @@ def mask_tokens(tokens, generator=None):
 def masked_cross_entropy(logits, tokens, mask):
     """Mean -log p(token) over masked positions. logits (B, N, K), tokens, mask (B, N). Eq. 3.5."""
     losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")  # (B * N)
-    weight = mask.flatten().to(losses.dtype)
+    weight = mask.flatten().to(losses.dtype)  # (B * N) 1 where it counts
     return (losses * weight).sum() / weight.sum()
 
 @torch.no_grad()
@@ -126,19 +128,19 @@ def train_stage2(run_dir, config=None, dataset=None, device=None):
     torch.manual_seed(config.seed)
     prior = Prior(config, stage1.codebook(), tokens.shape[1], no_class).to(device)
     training = Training(run_dir, "stage2", prior, config, dataset.sha256, len(tokens))
-    prior.train()
+    prior.train()  # stage 1 stays in eval mode
     for rows in training:
         t, y = tokens[rows], labels[rows]  # (B, N), (B,)
         if config.token_temperature > 0:  # NOTE(ledger 9): the authors' way, with 1
             t = stage1.tokens(x_train[rows], config.token_temperature, training.generator)
-        mask = mask_tokens(t, training.generator)
+        mask = mask_tokens(t, training.generator)  # (B, N)
         # Series without their class teach the model that unconditional samples and guidance need.
         chance = torch.rand(len(y), generator=training.generator, device=device)
         logits = prior(t, mask, torch.where(chance < config.class_dropout, no_class, y))
         counted = mask if config.loss_on == "masked" else torch.ones_like(mask)  # ledger 7
         training.update(masked_cross_entropy(logits, t, counted))
         if training.validates(config.validate_epochs):
-            prior.eval()
+            prior.eval()  # draws of its own, none of training's (Fig. 6.11)
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
             prior.train()
     training.finish(path, data=dataset.info(), n_tokens=tokens.shape[1])
@@ -150,10 +152,9 @@ def load_stage2(run_dir, device=None, config=None, dataset=None):
     config = config or read_config(run_dir)  # both stages have to be of these settings
     stage1, _ = load_stage1(run_dir, device, config, dataset)
 
-    def build(made_with, checkpoint):
-        n_classes = len(checkpoint["data"]["classes"])
-        return Prior(made_with, stage1.codebook(), checkpoint["n_tokens"], n_classes)
-    prior, checkpoint = load_model(path, "stage2", build, device, config, dataset)
+    prior, checkpoint = load_model(path, "stage2", lambda made_with, saved: Prior(
+        made_with, stage1.codebook(), saved["n_tokens"], len(saved["data"]["classes"])),
+        device, config, dataset)
     return prior, stage1, checkpoint
 
 # ---- Iterative decoding (thesis §3.2.2) ----
@@ -178,7 +179,7 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
     After pass t the floor(cos(pi (t+1) / 2T) M) least confident of M are masked again (eq. 3.6).
     """
     device, fresh = labels.device, tokens is None
-    if fresh:
+    if fresh:  # nothing is known
         tokens = torch.zeros(len(labels), prior.n_tokens, dtype=torch.int64, device=device)
         mask = torch.ones_like(tokens, dtype=torch.bool)
         classes, row = labels.unique(return_inverse=True)
@@ -189,9 +190,9 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
             logits = guided_logits(prior, tokens[few], mask[few], classes, guidance)[row]
         else:
             logits = guided_logits(prior, tokens, mask, labels, guidance)  # (B, N, K)
-        log_p = logits.log_softmax(-1)
+        log_p = logits.log_softmax(-1)  # (B, N, K)
         drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).view_as(tokens)
-        tokens = torch.where(mask, drawn, tokens)
+        tokens = torch.where(mask, drawn, tokens)  # (B, N)
         # NOTE(ledger 27): noise that falls to 0, and the floor, are the program's. Without it the
         # surest places, the same for all series, always come first, and samples grow alike.
         noise = choice_temperature * (1 - (t + 1) / steps) * gumbel(tokens.shape, generator, device)
@@ -210,17 +211,17 @@ def sample(prior, stage1, labels, generator=None, config=Config()):
     Standardised units; `Dataset.to_original` undoes that. Stage 1's codebook decodes (ledger 10).
     """
     device, series = next(prior.parameters()).device, []
-    for y in labels.to(device).split(config.sample_batch):
+    for y in labels.to(device).split(config.sample_batch):  # (B,)
         tokens = iterative_decode(prior, y, generator, config.decode_steps,
                                   config.choice_temperature, config.guidance)
-        series.append(stage1.series(tokens).cpu())
+        series.append(stage1.series(tokens).cpu())  # (B, L)
     return torch.cat(series)
 
 def save_samples(path, series, labels, dataset):
     """An .npz: X float64 (n, 1, L) in original units, and y (n,), the data's own labels, if any."""
-    arrays = {"X": dataset.to_original(series)[:, None]}
+    arrays = {"X": dataset.to_original(series)[:, None]}  # (n, 1, L)
     if labels is not None:
-        arrays["y"] = np.array(dataset.classes)[labels.numpy()]
+        arrays["y"] = np.array(dataset.classes)[labels.numpy()]  # (n,)
     write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
 
 def command_sample(args):
@@ -231,7 +232,7 @@ def command_sample(args):
     config = make_config(args, asdict(read_config(args.run_dir)))
     prior, stage1, checkpoint = load_stage2(args.run_dir)
     dataset = Dataset(**checkpoint["data"])
-    label = prior.no_class if args.label is None else dataset.label(args.label)
+    label = prior.no_class if args.label is None else dataset.label(args.label)  # 0..K
     labels = torch.full((args.n,), label)
     generator = torch.Generator(next(prior.parameters()).device).manual_seed(args.draw)
     series = sample(prior, stage1, labels, generator, config)

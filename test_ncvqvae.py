@@ -94,12 +94,12 @@ BAD_FILES = {
     "empty": ([], ROWS, r"TRAIN.tsv: no series"),
     "test label": (ROWS, [("1", LONG), ("3", LONG)], r"TEST.tsv, series 2 has label 3"),
     "one class": ([("1", LONG), ("1", LONG)], [("1", LONG)] * 2, r"series 1 has label 1; should be one of at least 2"),
-    "one series": (ROWS, ROWS[:1], r"3 train series of length 9, 1 test series"),
-    "short": ([("1", LONG[:7]), ("2", LONG[:7])],) * 2 + (r"2 test series of length 7: too few",),
+    "one series": (ROWS, ROWS[:1], r"3 train series of 9, 1 test series"),
+    "short": ([("1", LONG[:7]), ("2", LONG[:7])],) * 2 + (r"2 test series of 7 values; need 2 of 8",),
     "constant": ([("1", [0.1] * 9), ("2", [0.1] * 9)], ROWS, r"mean 0.1, standard deviation .*: nothing"),
     "too large": ([("1", [1e200] * 9), ("2", [-1e200] * 9)], ROWS, r"standard deviation inf: nothing"),
     "far": (ROWS, [("1", LONG), ("2", [1e60] * 9)], r"TEST.tsv, series 2 lies over 1e9 standard dev"),
-    "split lengths": (ROWS, [("1", LONG + [9]), ("2", LONG + [9])], r"train series of length 9, 2 test series of length 10"),
+    "split lengths": (ROWS, [("1", LONG + [9]), ("2", LONG + [9])], r"train series of 9, 2 test series of 10"),
 }
 
 
@@ -1505,8 +1505,8 @@ MIRROR_FAULTS = {                     # what the zip's address answers: status, 
     "empty": (202, b"", None, "answered 202, 0 bytes"),
     "half a zip": (200, GOOD_ZIP[:len(GOOD_ZIP) // 2], None, "not a zip file"),
     "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP), "324 missing|IncompleteRead"),
-    "climbing": (200, zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"), None, "Mallat_TRAIN or _TEST lacks"),
-    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None, "Mallat_TRAIN or _TEST lacks"),
+    "climbing": (200, zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"), None, "no Mallat_TRAIN or _TEST"),
+    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None, "no Mallat_TRAIN or _TEST"),
     "html in the zip": (200, zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"<html>"), None, "row 1: .*could not convert"),
 }
 
