@@ -2,8 +2,8 @@
 
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
-From top to bottom: every setting of a run and the parser made from it; reading, the toy set,
-download; augmentations; what all stages need around a run folder. Nothing here knows a model.
+From top to bottom: every setting of a run, and the parser made from it; reading, the toy set,
+download; augmentations; files, device, lock. Nothing here knows a model.
 
     python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # (1000, 128)
 
@@ -129,7 +129,7 @@ class Config:
         refuse(self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, its hops")
         refuse(self.method == "vibcreg" and self.projector_dim % 64,  # IterNorm's groups
                f"--projector-dim {self.projector_dim}: should be a multiple of 64 for vibcreg")
-        refuse(self.prior_hidden % self.prior_heads,  # each head has E / heads
+        refuse(self.prior_hidden % self.prior_heads,
                f"--prior-heads {self.prior_heads}: does not divide --prior-hidden")
         refuse(not self.stage1_epochs + self.stage1_steps, "--stage1-epochs 0: nothing to train")
         refuse(not self.stage2_epochs + self.stage2_steps, "--stage2-epochs 0: nothing to train")
@@ -142,9 +142,9 @@ class Config:
         end = {"stage1": "stage2_epochs", "stage2": "decode_steps"}.get(result)
         return dict(itertools.takewhile(lambda item: item[0] != end, kept.items()))
 
-PRESETS = {                                      # field values, nothing more; a given flag wins
+PRESETS = {  # field values, nothing more; a given flag wins
     "thesis": {},
-    # Chosen on held-out train series (benchmarks/fast.py), for the first edition's model.
+    # Chosen on held-out train series (benchmarks/fast.py).
     "fast": dict(stage1_steps=800, stage2_steps=800, stage1_lr=3e-3, fcn_epochs=300,
                  cas_epochs=100, validate_epochs=100),
     "toy": dict(stage1_steps=300, stage1_lr=3e-3, stage1_batch=64, projector_dim=1024,
@@ -221,7 +221,7 @@ def read_split(path):
     """Read a UCR split: x float64 (n, L) and a list of n labels.
 
     .tsv (label first, tabs), .txt (label first, blanks), .ts (header, commas, `:label` last).
-    Raises InputError with file and row: no number, unequal lengths, overlong, no rows, no UTF-8.
+    Raises InputError with file and row: no number, unequal lengths, overlong, not UTF-8.
     """
     path, rows, labels = Path(path), [], []
     separator = {".ts": ",", ".tsv": "\t"}.get(path.suffix)  # None: blanks
@@ -248,7 +248,7 @@ def as_series(x, where):
     """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L); InputError for others."""
     x = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x  # (n, L)
     refuse(x.ndim != 2 or x.dtype.kind not in "fiu",
-           f"{where}: {x.dtype} {x.shape}, should be numbers (n, L) or (n, 1, L), one channel")
+           f"{where}: {x.dtype} {x.shape}, should be numbers (n, L), one channel")
     return x.astype(np.float64)
 
 def read_npz(path):
@@ -268,8 +268,8 @@ def read_npz(path):
 def load_dataset(name, root=None):
     """`toy`, a UCR set in root/NAME (root: $UCR_DIR or datasets), or an own .npz's path -> Dataset.
 
-    Raises InputError naming file and series: NaN, one class, under 2 series, a length under 8, a
-    label that the test split alone has, nothing to standardise. Thesis §5.2.
+    Raises InputError naming file and series: NaN, one class, too few or short, a label of the
+    test split alone, nothing to standardise. Thesis §5.2.
     """
     root = root or os.environ.get("UCR_DIR") or "datasets"
     files = f"{name}, train", f"{name}, test"
@@ -289,7 +289,7 @@ def load_dataset(name, root=None):
     (n, L), (m, L_test) = x_train.shape, x_test.shape
     refuse(L != L_test or L < 8 or min(n, m) < 2,  # 8: a frame of the STFT
            f"{name}: {n} train series of {L}, {m} test series of {L_test} values; need 2 of 8 each")
-    classes = []  # stays so without labels
+    classes = []
     if y_train is not None:
         parsed = [[parse_label(w) for w in y] for y in (y_train, y_test)]
         if any(isinstance(v, str) and v != "nan" for v in parsed[0] + parsed[1]):
@@ -326,18 +326,18 @@ def load_dataset(name, root=None):
 def two_patterns(n, length, seed, noise=1.0):
     """The process of Geurts (2002): noise with two steps, each up (-5, 5) or down (5, -5).
 
-    x float32 (n, length) in original units, y int64 (n,) = 2 (first is up) + (second is up). Steps
-    have random place and width, do not overlap; classes are balanced to within one series.
+    x float32 (n, length) in original units, y int64 (n,) = 2 (first is up) + (second is up). Place
+    and width of the steps are random; classes are balanced to within one series.
     """
     rng = np.random.default_rng(seed)
     x = noise * rng.standard_normal((n, length))
-    y = rng.permutation(np.arange(n) % 4)  # as many of each class
+    y = rng.permutation(np.arange(n) % 4)
     least = length // 8  # of a step's width
     for i in range(n):
         # Four cut points split the series into gap, step, gap, step, gap.
         cuts = np.sort(rng.integers(0, length - 2 * least + 1, 4)) + [0, least, least, 2 * least]
         for begin, end, up in ((*cuts[:2], y[i] // 2), (*cuts[2:], y[i] % 2)):
-            half = (begin + end) // 2  # where the step turns
+            half = (begin + end) // 2
             x[i, begin:half] += -5 if up else 5
             x[i, half:end] += 5 if up else -5
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
@@ -364,9 +364,9 @@ def _fetch(url, folder):
                 (folder / member.filename).write_bytes(archive.open(member).read(MAX_DOWNLOAD))
 
 def download_dataset(name, root):
-    """Download a UCR set into root/NAME from the first host ($UCR_MIRROR) with readable files.
+    """Download a UCR set into root/NAME from the first host ($UCR_MIRROR) that has it whole.
 
-    Raises InputError with each host's reason, and where to put the files by hand.
+    Raises InputError: each host's reason, and where to put the files by hand.
     """
     hosts = {"https://timeseriesclassification.com": [f"aeon-toolkit/{name}.zip"]}
     if name in THESIS_SETS:
@@ -424,7 +424,7 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
 def slice_and_shuffle(x, generator=None, pieces=4):
     """Cut each series at pieces - 1 random places and permute the pieces. Thesis §5.1.1.
 
-    Peaks turn up at times the data never shows: that there is one should matter more than where.
+    Peaks turn up where the data has none: that there is one should matter more than where.
     """
     B, L = x.shape
     # Distinct cuts in 1 .. L-1: the places of the pieces - 1 smallest of L - 1 random numbers.
@@ -457,8 +457,8 @@ def phase_shift(x, generator=None, limit=math.pi / 4):
 
 def roundtrip(x, generator=None):
     """What the published views went through at last (ledger 18): the last L mod 8 samples are 0."""
-    # An STFT of n_fft 32, hop 8 and its inverse are the identity, but the inverse, not told the
-    # length, ends with the last whole hop.
+    # An STFT of n_fft 32, hop 8 and its inverse are the identity; but not told the length, the
+    # inverse ends with the last whole hop.
     return torch.nn.functional.pad(x[:, :x.shape[1] // 8 * 8], (0, x.shape[1] % 8))
 
 AUGMENTATIONS = {
@@ -478,9 +478,9 @@ def augment(x, spec, generator=None):
 # ---- Around a run folder: device, files that are whole or not there, the lock ----
 def pick_device(precision="float32"):
     """The device to compute on: $DEVICE, else cuda, else cpu. Sets what float32 means there."""
-    # Apple's mps must be asked for (DEVICE=mps): some releases of torch compute wrongly on it.
+    # Apple's mps has to be asked for: some releases of torch compute wrongly on it.
     name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    # Recent GPUs round convolutions to TF32 unless told not to, products only if told to.
+    # Recent GPUs round convolutions to TF32 unless told not to, products if told to.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with usable(f"DEVICE={name}"):
         device = torch.ones(1, device=name).device
@@ -510,12 +510,12 @@ def write_atomic(path, write):
             write(file)
             file.flush()
             os.fsync(file.fileno())  # on the disk before it gets its name
-        os.replace(temporary, path)  # all or nothing, says POSIX
+        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise InputError(f"{path}: cannot be written ({error}), what was there is intact; mend "
-                         "that, then run the same command again") from None
+                         "that and run the same command again") from None
 
 def write_json(path, value):
     """value as JSON, whole or not at all."""
@@ -559,13 +559,12 @@ def hold(folder, wait=False):
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / ".lock", "a+b", buffering=0) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # ends with us
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = Path(file.name).read_text(errors="replace") or "another process"
             raise InputError(f"{folder}: {holder} works on it; wait or set another OUT") from None
-        except OSError as error:  # some network file systems have none
-            print(f"WARNING: {folder}: no lock ({error.strerror}); start no second process on it",
-                  file=sys.stderr)
+        except OSError:  # some network file systems have none
+            print(f"WARNING: {folder}: no lock; start no second process on it", file=sys.stderr)
         with contextlib.suppress(OSError):  # on a full disk the first result will say so
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -578,7 +577,7 @@ def git_commit():
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 def main():
-    """Refuse a wrong value anywhere in a grid: run.sh asks before anything runs."""
+    """Refuse a wrong value anywhere in a grid, for run.sh, before anything runs."""
     parser = Parser(prog="run.sh", allow_abbrev=False)
     for position in ("methods", "augmentations", "seeds"):
         parser.add_argument(position, type=lambda text: text.split(","))

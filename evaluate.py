@@ -6,7 +6,7 @@
 
     python evaluate.py run     runs/Symbols/vibcreg-slice/seed1  # metrics.json, samples, figures
     python evaluate.py samples x.npz --dataset FordA  # scores any model's series
-    python evaluate.py compare runs/Symbols/*/seed*  # one row a run
+    python evaluate.py compare runs/Symbols/*/seed*  # a row a run
 
 Letters: n series, L length, D code dimension, K classes or codes, P features of the FCN (128).
 """
@@ -139,7 +139,7 @@ def inception_score(p, splits=10, seed=0):
 
 def classification_accuracy_score(x, y, dataset, config, folder, device):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,)."""
-    config = replace(config, fcn_epochs=config.cas_epochs)  # else the recipe of real series
+    config = replace(config, fcn_epochs=config.cas_epochs)
     fcn, _ = train_fcn(x, y, len(dataset.classes), config, folder, "cas", device)
     return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
 
@@ -229,7 +229,7 @@ def evaluate_run(run_dir, config=None, device=None):
         m["knn"], m["svm"] = probe(train["pooled"], dataset.y_train, test["pooled"], y_test)
     else:
         print(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS", file=sys.stderr)
-    generated = conditional = labels = None  # so with --stages 1
+    generated = conditional = labels = None
     if config.stages == 2:
         prior, _, second = load_stage2(run_dir, device, config, dataset)
         n, no_class = m["n_test"], prior.no_class
@@ -290,7 +290,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="score a run folder").add_argument("run_dir")
     samples = commands.add_parser("samples", help="score the series of an .npz", allow_abbrev=False)
-    samples.add_argument("file", help=".npz with X (n, L) in the data's units and, for CAS, y (n,)")
+    samples.add_argument("file", help=".npz of X (n, L) in the data's units, for CAS y (n,)")
     samples.add_argument("--dataset", required=True, help="toy, a UCR name, or the path of an .npz")
     samples.add_argument("--precision", default="float32", help="float32, tf32 or bf16")
     add_flags(samples, "fcn_epochs")

@@ -4,8 +4,8 @@
     x' = augment(x) -> u' -> the same Encoder -> z' ----> the same Decoder -> u'^ -> x'^
     SSL: z_q and z', average and max pooled -> Projector -> Barlow Twins or VIbCReg
 
-The original branch is a VQ-VAE. The augmented one is not quantised; pulling z_q towards z' orders
-the codes by what survives the augmentation, which is what classes and a prior can use.
+The original branch is a VQ-VAE, the augmented one is not quantised. Pulling z_q towards z' orders
+the codes by what survives the augmentation, which classes and a prior can use.
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
         --augmentation slice --precision bf16  # 6 minutes on one CPU core of an AMD EPYC
@@ -193,8 +193,8 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
 class Projector(nn.Module):
     """Linear - BN - ReLU twice, Linear; for VIbCReg then IterNorm by 64, with scale and shift.
 
-    Takes views (B, in_dim), gives a list of (B, dim). One product for all views, as reading the
-    weights costs more than using them; each view has its own batch statistics. §4.1.1, §5.1.1.
+    Takes views (B, in_dim), gives a list of (B, dim). One product for all views, as reading
+    weights costs more than using them; each has its own batch statistics. §4.1.1, §5.1.1.
     """
     def __init__(self, in_dim=128, dim=4096, whiten=False):
         super().__init__()
@@ -330,11 +330,11 @@ def gumbel(shape, generator, device):
 
 # ---- Training: what the loops of stage 1, of the prior and of the classifiers share ----
 class Training:
-    """Iterates over index batches (B,); `update` makes a step of each. A run that was interrupted,
-    even by kill -9, goes on from its resume file and ends bit for bit the same (on a CPU).
+    """Iterates over index batches (B,); `update` makes a step of each. An interrupted run, even by
+    kill -9, goes on from its resume file and ends bit for bit the same (on a CPU).
 
-    kind: "stage1", "stage2" or "fcn", whose settings of config count, on n series of data sha256. A
-    resume file of others is refused. A last batch of one series is dropped: it has no variance.
+    kind: "stage1", "stage2" or "fcn", whose settings count; on n series of data sha256. A resume
+    file of others is refused. A last batch of one series is dropped: it has no variance.
     """
     SECONDS = 60  # between two resume files
 
@@ -352,7 +352,7 @@ class Training:
         self.every = max(1, self.total // 200)  # about 200 logged steps
         self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), "nothing"
         self.seconds_before, self.resume = 0.0, self.folder / f"{self.stage}.resume.pt"
-        if self.resume.exists():  # an earlier process was interrupted
+        if self.resume.exists():
             self._go_on()
         self.first, self.started, self.saved = self.step, time.time(), time.time()
         self._start_log()
@@ -373,7 +373,7 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.step += 1  # steps taken so far
+        self.step += 1
         if self.due:
             self.log(loss=loss.detach(), **terms)
 
@@ -397,7 +397,7 @@ class Training:
         record = dict(stage=self.stage, step=self.step, epoch=epoch, **values)
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
-        if self.step % (10 * self.every) == 0 or self.step == self.total:  # for whoever watches
+        if self.step % (10 * self.every) == 0 or self.step == self.total:
             rate = (self.step - self.first) / (time.time() - self.started)
             left = (self.total - self.step) / rate / 60
             print(f"{self.stage}, {left:.1f} min left, {rate:.1f} steps/s, {self.last}",
@@ -459,8 +459,7 @@ def encode_split(model, x, batch=256):
     series' MSE in time and in frequency, eq. 4.2.
     """
     device, parts = next(model.parameters()).device, []
-    for part in x.split(batch):
-        part = part.to(device)  # (B, L)
+    for part in (part.to(device) for part in x.split(batch)):  # (B, L)
         u, z = model.encode(part)
         z_q, tokens, _ = model.quantize(z)
         u_hat, x_hat = model.decode(z_q)  # (B, 2, H, W), (B, L)

@@ -57,8 +57,8 @@ class Prior(nn.Module):
         self.embedding = nn.Embedding(K, D)
         if config.embedding == "codebook":  # whose geometry SSL has shaped (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
-        # Apart from the embedding, so that learning to say "unknown" moves no code (§4.1.2). These
-        # start at the codes' own scale, N(0, 1): LayerNorm would drown smaller ones.
+        # Apart from the embedding: learning to say "unknown" moves no code (§4.1.2). All start at
+        # the codes' own scale, N(0, 1): LayerNorm would drown smaller ones.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
         self.positions = nn.Parameter(torch.randn(1 + n_tokens, D))  # the first one: the class
@@ -134,7 +134,7 @@ def train_stage2(run_dir, config=None, dataset=None, device=None):
         if config.token_temperature > 0:  # NOTE(ledger 9): the authors' way, with 1
             t = stage1.tokens(x_train[rows], config.token_temperature, training.generator)
         mask = mask_tokens(t, training.generator)  # (B, N)
-        # Series without their class teach the model that unconditional samples and guidance need.
+        # Series without their class teach what unconditional samples and guidance need.
         chance = torch.rand(len(y), generator=training.generator, device=device)
         logits = prior(t, mask, torch.where(chance < config.class_dropout, no_class, y))
         counted = mask if config.loss_on == "masked" else torch.ones_like(mask)  # ledger 7
@@ -245,10 +245,10 @@ def main():
     for name, text in (("train", "train a run's prior"), ("sample", "draw series into an .npz")):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         command.add_argument("run_dir", help="run folder; its config.json holds the settings")
-    command.add_argument("--n", type=int, default=100, help="number of series [100]")
+    command.add_argument("--n", type=int, default=100, help="series [100]")
     command.add_argument("--class", dest="label", help="a label of the data; else unconditional")
     command.add_argument("--seed", type=int, dest="draw", default=0, help="of the draws [0]")
-    command.add_argument("--out", default="samples.npz", help="the file to write [samples.npz]")
+    command.add_argument("--out", default="samples.npz", help="file to write [samples.npz]")
     add_flags(command, "decode_steps", "sample_batch")
     args = parser.parse_args()
     if args.command == "sample":

@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py runs/                          # Tables 6.1 to 6.7 of these runs, published values beside
     python benchmarks/tables.py runs/ --export results/        # merged into results/runs.csv, logs/; then TABLES.md,
-                                                               # headline.md and ablation.md from runs.csv
+                                                               # stage1.md, headline.md, ablation.md and README's table
     python benchmarks/tables.py probe runs/Symbols/*/seed*     # probes frozen and in the authors' train mode (ledger 12)
     python benchmarks/tables.py parts runs/                    # where samples lose: real, reconstructed, generated
 
@@ -408,6 +408,36 @@ def star(difference, n, m, std):
     return "*" if std is not None and beyond_noise(difference, n, m, std) else ""
 
 
+def stage1_table(cells, theirs):
+    """Every model's stage 1 beside the published means: recon of all test series and of the last mini-batch, probes, each
+    frozen and after a train-mode pass over a throw-away copy (ledger 12, 13). Markdown lines."""
+    pairs = (("recon", "recon"), ("recon_last_batch", "recon"), ("recon_train_mode", "recon"),
+             ("recon_train_mode_last_batch", "recon"), ("knn", "knn"), ("knn_train_mode", "knn"), ("svm", "svm"),
+             ("svm_train_mode", "svm"))
+    lines = ["| dataset | schedule | model | n | " + " | ".join(key for key, _ in pairs) + " |", "|---" * (4 + len(pairs)) + "|"]
+    for (name, how), models in cells.items():
+        for model, runs in models.items():
+            line = [table_cell([r[key] for r in runs.values() if r[key] is not None], "mean", metric,
+                               theirs.get((name, *model, metric)), pooled_std(theirs, name, metric)) for key, metric in pairs]
+            line = [re.sub(r" \(n \d+\)", "", cell) for cell in line]
+            lines.append(f"| {name} | {how} | {'-'.join(model)} | {len(runs)} | " + " | ".join(line) + " |")
+    return lines
+
+
+def readme_table(cells, theirs, model=("vibcreg", "slice")):
+    """Naive -> one NC model, ours and in brackets the published means: three metrics of stage 1, a row a set."""
+    lines = [f"| naive → {'-'.join(model)} | recon | KNN | SVM |", "|---|---|---|---|"]
+    for (name, how), models in cells.items():
+        if how.startswith("thesis") and {NAIVE, model} <= set(models):
+            line = []
+            for key in ("recon", "knn", "svm"):
+                ours, published = ([f(m) for m in (NAIVE, model)] for f in (
+                    lambda m: mean(models[m], key)[0], lambda m: float(theirs[(name, *m, key)]["mean"])))
+                line.append("{:.2f} → {:.2f} [{:.2f} → {:.2f}]".format(*ours, *published))
+            lines.append(f"| {name} | " + " | ".join(line) + " |")
+    return lines
+
+
 # ---- The ablation ----
 
 SWEEPS = {"zeta": (0.05, 0.1, 0.15, 0.2), "eta": (0.5, 1.0, 2.0)}
@@ -520,10 +550,16 @@ def main():
     if args.folders:
         export(args.folders, args.export)
     rows, published = read_runs(Path(args.export) / "runs.csv"), read_published()
-    headline_text = io.StringIO()
+    cells, headline_text = grid(rows), io.StringIO()
     with contextlib.redirect_stdout(headline_text):
-        report(grid(rows), published)
-    for name, text in (("TABLES.md", "\n".join(tables(rows)) + "\n"), ("headline.md", headline_text.getvalue()),
+        report(cells, published)
+    readme = Path(args.export).resolve().parent / "README.md"
+    if readme.exists():                           # its table of results stands between two markers
+        text = re.sub(r"(?<=<!-- results -->\n).*?(?=<!-- end -->)", "\n".join(readme_table(cells, published)) + "\n",
+                      readme.read_text(), flags=re.S)
+        write_atomic(readme, lambda file: file.write(text.encode()))
+    for name, text in (("stage1.md", "\n".join(stage1_table(cells, published)) + "\n"),
+                       ("TABLES.md", "\n".join(tables(rows)) + "\n"), ("headline.md", headline_text.getvalue()),
                        ("ablation.md", "\n".join(ablation(ablation_cells(rows), published)))):
         write_atomic(Path(args.export) / name, lambda file, text=text: file.write(text.encode()))
 
