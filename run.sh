@@ -16,6 +16,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) out=${OUT:-runs}
 # glibc keeps freed memory: else a step's 64 MB gradients are handed back and zeroed anew each time.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
+case ${1:-} in -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$here/run.sh"; exit ;; esac
 refuse() { echo "run.sh: $1" >&2; exit "${2:-2}"; }
 
 # Python: what is there if it has the dependencies, else a .venv with them.
@@ -31,7 +32,6 @@ if ! have "$python"; then
     python=$here/.venv/bin/python
 fi
 case ${1:-} in
-    -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$here/run.sh"; exit ;;
     test) tests="not slow"; if [ "${2:-}" = --slow ]; then tests="slow or not slow"; fi
         cd "$here"; exec "$python" -m pytest -q -o markers=slow -m "$tests" test_*.py benchmarks ;;
 esac

@@ -105,7 +105,7 @@ def draw_figures(run_dir, dataset, model, test, generated, conditional, labels):
             axis.scatter(*points[:len(rows)].T, s=7, alpha=0.6, lw=0, color="0.6", label="test")
             axis.scatter(*points[len(rows):].T, s=7, alpha=0.6, lw=0, label="generated")
             axis.set(title=f"{name} of {what}", xlabel=f"{name} 1", ylabel=f"{name} 2")
-    axes[0, 1].legend(markerscale=2, loc="upper right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", ncol=2, markerscale=2)
     save(figure, "generated", f"{len(rows)} real and generated series")
 
 def pca(z, fitted_on=None):

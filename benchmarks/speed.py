@@ -1,7 +1,7 @@
 """How long a step takes, against the same model in plain PyTorch, and where the time goes.
 
     python benchmarks/speed.py > results/speed.md            # 15 minutes on 2 CPU cores; nothing else may run
-    python benchmarks/speed.py --against DIR                 # another checkout's stage-1 steps and ours, in turn
+    python benchmarks/speed.py --against DIR                 # a checkout of the first edition, in turn with this one
 
 Each measurement runs in a process of its own (its peak memory is its own), times are medians of 20 steps after 3, and
 what is compared is compared within one run. `textbook`: one view at a time through the projector, D x D matrices in the
@@ -84,10 +84,10 @@ def series(B, L):
     return ((x - x.mean()) / x.std()).to(DEVICE)
 
 
-def measure_stage1(method, B, L, latent_width, precision="float32", variant="ours", projector_dim=4096):
+def measure_stage1(method, B, L, latent_width, precision="float32", variant="ours", residual_norm="encoder"):
     torch.manual_seed(0)
     config = Config(method=method, augmentation="none" if method == "naive" else "slice", latent_width=latent_width,
-                    precision=precision, projector_dim=projector_dim)
+                    precision=precision, residual_norm=residual_norm)
     x, generator, ours = series(B, L), torch.Generator(DEVICE).manual_seed(0), variant == "ours"
     model = (ncvqvae.NCVQVAE if ours else Textbook)(config, L).to(DEVICE).train()
     if ours:
@@ -201,17 +201,19 @@ def report():
     table(["part", "float32", "bf16"], [[name, *(f"{p[name] * 1e3:.1f}" for p in parts)] for name in parts[0]])
 
 
-def against(checkout, rounds=3):
-    """Another checkout's stage-1 steps and ours in turn; the median over rounds of each, and their ratio."""
+def against(checkout):
+    """The first edition's stage-1 steps and ours in turn, both without BatchNorm in residual blocks, as that one had none."""
+    print("### A stage-1 step of the first edition and of this one, in turn, no BatchNorm in residual blocks\n")
     rows = []
     for name, spec in specs():
         for precision in ("float32", "bf16"):
-            times = [[run("stage1", where, precision=precision, **spec)["seconds"] for where in (checkout, None)]
-                     for _ in range(rounds)]
+            times = []
+            for _ in range(2 if spec["B"] > 100 else 5):
+                times.append([run("stage1", checkout, precision=precision, **spec)["seconds"],
+                              run("stage1", precision=precision, residual_norm="none", **spec)["seconds"]])
             before, after = (statistics.median(t) for t in zip(*times))
-            ratios = sorted(b / a for a, b in times)
             rows.append([name, precision, f"{before * 1e3:.1f}", f"{after * 1e3:.1f}", f"{after / before:.3f}",
-                         ", ".join(f"{r:.3f}" for r in ratios)])
+                         ", ".join(f"{b / a:.3f}" for a, b in times)])
     table(["shape, method", "precision", "before ms", "after ms", "after / before", "each round"], rows)
 
 
