@@ -65,4 +65,4 @@ for dataset in "${datasets[@]}"; do for seed in ${seeds//,/ }; do for method in 
 done; done; done
 [ ${#runs[@]} = 0 ] || "$python" "$here/evaluate.py" compare -- "${runs[@]}"
 [ ${#runs[@]} = 0 ] || echo "figures: $out/*/*/seed*/figures/"
-[ $failed = 0 ] || refuse "$failed of $((failed + ${#runs[@]})) runs failed; the same command resumes" 1
+[ $failed = 0 ] || refuse "$failed of $((failed + ${#runs[@]})) runs failed; run it again" 1
