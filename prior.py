@@ -117,8 +117,9 @@ def train_stage2(run_dir, config=None, dataset=None, device=None):
     dataset = dataset or load_dataset(config.dataset)
     stage1 = load_stage1(run_dir, device, config, dataset)[0]
     if (path := run_dir / "stage2.pt").exists():
+        prior = load_stage2(run_dir, device, config, dataset)[0]
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
-        return load_stage2(run_dir, device, config, dataset)[0]
+        return prior
     # The tokens of both splits, once: the tokenizer is frozen.
     no_class, x_train = len(dataset.classes), dataset.x_train.to(device)
     (tokens, labels), (test_tokens, test_labels) = (
@@ -151,7 +152,6 @@ def load_stage2(run_dir, device=None, config=None, dataset=None):
     path = Path(run_dir) / "stage2.pt"
     config = config or read_config(run_dir)  # both stages have to be of these settings
     stage1, _ = load_stage1(run_dir, device, config, dataset)
-
     prior, checkpoint = load_model(path, "stage2", lambda made_with, saved: Prior(
         made_with, stage1.codebook(), saved["n_tokens"], len(saved["data"]["classes"])),
         device, config, dataset)

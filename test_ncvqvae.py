@@ -1239,7 +1239,7 @@ def test_class_dropout_is_the_share_without_a_class(tmp_path, monkeypatch):
 # Runs a module's command and dies by kill -9 in front of the n-th rename of a finished file: log, config, one
 # resume file per step (SECONDS < 0), checkpoint, metrics. n = 0 never dies.
 DRIVER = """
-import os, runpy, sys
+import importlib, os, sys
 sys.path.insert(0, sys.argv.pop(1))
 import ncvqvae
 ncvqvae.Training.SECONDS = -1
@@ -1251,7 +1251,7 @@ def dying_replace(a, b):
     replace(a, b)
 os.replace = dying_replace
 sys.argv = sys.argv[1:]
-import importlib, data
+import data
 data.run_command(importlib.import_module(sys.argv[0][:-3]).main)
 """
 

@@ -13,7 +13,7 @@ The ablation of thesis section 6.3:
         OUT=runs/ablation/$weight bash run.sh TwoPatterns barlow,vibcreg warp,slice 1 --stages 1 --stage1-epochs 250 --$weight
     done
 """
-import contextlib, copy, csv, gzip, hashlib, io, json, math, os, re, statistics, sys
+import contextlib, copy, csv, gzip, hashlib, io, json, math, re, statistics, sys
 from pathlib import Path
 
 import numpy as np

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data, evaluate, ncvqvae, prior
+import data, evaluate, ncvqvae
 from benchmarks import speed, tables
 from data import Config
-from test_ncvqvae import CPU, draw, own_data, run_all, tiny_config, tiny_model
+from test_ncvqvae import draw, own_data, run_all, tiny_config, tiny_model
 
 
 def test_tables_judge_by_the_published_noise():
