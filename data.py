@@ -2,15 +2,15 @@
 
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
-From top to bottom: every setting of a run, and the parser made from it; reading, the toy set,
-download; augmentations; files, device, lock. Nothing here knows a model.
+Every setting of a run, and the parser made from it; reading, the toy set, download; augmentations;
+files, device, lock. Nothing here knows a model.
 
     python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # (1000, 128)
 
 Letters: B batch, L length, n series.
 """
-import argparse, contextlib, fcntl, hashlib, inspect, io, itertools, json, math, os, re, shutil
-import socket, subprocess, sys, urllib.request, zipfile
+import argparse, contextlib, fcntl, hashlib, inspect, io, itertools, json, math, os, re, socket
+import subprocess, sys, tempfile, urllib.request, zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -27,10 +27,10 @@ THESIS_SETS = {
     "SonyAIBORobotSurface1": (20, 601, 2, 70, 11198277), "Mallat": (55, 2345, 8, 1024, 11197731),
     "SonyAIBORobotSurface2": (27, 953, 2, 65, 11198290),
 }
-MAX_ROW, MAX_DOWNLOAD = 4_000_000, 500 << 20  # characters in a row, bytes: more is no UCR set
+MAX_ROW = 4_000_000  # characters; more is no UCR set
 
 class InputError(ValueError):
-    """What the user can mend, in one line: file or flag, value, mend. Commands print it, exit 1."""
+    """What the user can mend: one line of file or flag, value, mend. Commands print it, exit 1."""
 
 def refuse(wrong, message):
     """Raise InputError(message) where something is wrong."""
@@ -57,7 +57,7 @@ def number(default, low, high):
         right=lambda value: type(value) in kinds and low <= value <= high))
 
 def choice(*values):
-    """A field with a few values, the first of which is the default."""
+    """A field with a few values; the first is the default."""
     return field(default=values[0], metadata=dict(
         wanted=f"one of {', '.join(map(str, values))}", right=lambda value: value in values))
 
@@ -65,27 +65,27 @@ def choice(*values):
 class Config:
     """Every setting of a run; a field's comment is its --help. Raises InputError."""
     # The run and stage 1
-    dataset: str = "toy"                     # toy, a UCR name, or the path of an own .npz
+    dataset: str = "toy"  # toy, a UCR name, or the path of an own .npz
     method: str = choice("naive", "barlow", "vibcreg")  # §4.1.1, §3.3.1, §3.3.2
-    augmentation: str = "none"               # warp, slice, gauss, ... joined by + (§5.1.1)
-    seed: int = number(1, 0, 2**32)          # weights, batches, views; the thesis ran four
+    augmentation: str = "none"  # warp, slice, gauss, ... joined by + (§5.1.1)
+    seed: int = number(1, 0, 2**32)  # weights, batches, views; the thesis ran four
     precision: str = choice("float32", "tf32", "bf16")  # of convolutions and products
     stage1_epochs: int = number(1000, 0, 10**6)  # §5.1.1
     stage1_steps: int = number(0, 0, 10**9)  # optimiser steps instead of epochs where not 0
     stage1_batch: int = number(128, 2, 10**6)  # §5.1.1; BatchNorm needs two series
     stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
-    n_fft: int = number(8, 4, 4096)          # §5.1.1; hop n_fft/4
-    width: int = number(64, 1, 4096)         # D: channels, and size of a code
+    n_fft: int = number(8, 4, 4096)  # §5.1.1; hop n_fft/4
+    width: int = number(64, 1, 4096)  # D: channels, and size of a code
     latent_width: int = number(8, 1, 10**6)  # frames of z aimed at; text: 32 (ledger 1)
-    residual_kernel: int = choice(1, 3)      # second convolution of a residual block (ledger 2)
+    residual_kernel: int = choice(1, 3)  # second convolution of a residual block (ledger 2)
     residual_norm: str = choice("encoder", "both", "none")  # BatchNorm in it (ledger 20)
-    n_codes: int = number(32, 1, 10**6)      # K, codebook size (§5.1.1)
+    n_codes: int = number(32, 1, 10**6)  # K, codebook size (§5.1.1)
     ema_decay: float = number(0.9, 0, 0.999999)  # of the codebook's moving averages (§5.1.1)
     ema_initial_count: float = number(1.0, 0, 1e9)  # uses of each code at the start (ledger 4)
-    beta: float = number(1.0, 0, 1e9)        # commitment, eq. 4.1
-    eta: float = number(1.0, 0, 1e9)         # factor on eq. 4.5's: 1/P, 0.01
-    zeta: float = number(0.1, 0, 1e9)        # augmented reconstruction, eq. 4.5
+    beta: float = number(1.0, 0, 1e9)  # commitment, eq. 4.1
+    eta: float = number(1.0, 0, 1e9)  # factor on eq. 4.5's: 1/P, 0.01
+    zeta: float = number(0.1, 0, 1e9)  # augmented reconstruction, eq. 4.5
     barlow_lambda: float = number(0.005, 0, 1e9) # redundancy reduction, eq. 3.7
     similarity_weight: float = number(25.0, 0, 1e9)  # lambda of eq. 3.15, on a mean (ledger 5)
     variance_weight: float = number(25.0, 0, 1e9)  # mu of eq. 3.15
@@ -98,23 +98,22 @@ class Config:
     stage2_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage2_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1
     prior_hidden: int = number(256, 1, 10**5)  # E, Table 5.1
-    prior_layers: int = number(4, 1, 1000)   # Table 5.1
-    prior_heads: int = number(2, 1, 1000)    # Table 5.1; 4 in the paper (ledger 17)
+    prior_layers: int = number(4, 1, 1000)  # Table 5.1
+    prior_heads: int = number(2, 1, 1000)  # Table 5.1; 4 in the paper (ledger 17)
     prior_ff_ratio: int = number(1, 1, 1000)  # Table 5.1
     class_dropout: float = number(0.2, 0, 1)  # share of series trained without their class
     embedding: str = choice("codebook", "random")  # start of the token vectors (§4.1.2)
-    loss_on: str = choice("masked", "all")   # tokens in the cross-entropy, eq. 3.5 (ledger 7)
+    loss_on: str = choice("masked", "all")  # tokens in the cross-entropy, eq. 3.5 (ledger 7)
     token_temperature: float = number(0.0, 0, 1e9)  # 1: drawn from softmax(-d^2) (ledger 9)
     # Sampling and evaluation
-    stages: int = choice(2, 1)               # 1 stops after stage 1 and its probes
+    stages: int = choice(2, 1)  # 1 stops after stage 1 and its probes
     validate_epochs: int = number(20, 0, 10**6)  # between looks at the test split; 0: never
     decode_steps: int = number(10, 1, 10**5)  # T, §5.1.1
     choice_temperature: float = number(4.0, 0, 1e9)  # Gumbel noise on the confidence, falls to 0
     guidance: float = number(1.0, -1e3, 1e3)  # s in l_0 + s (l_c - l_0); 1: the class alone
-    sample_batch: int = number(256, 1, 10**6)  # series decoded at once
     fcn_epochs: int = number(1000, 1, 10**6)  # classifier behind FID and IS (ledger 15)
     cas_epochs: int = number(1000, 1, 10**6)  # classifier on generated series (ledger 16)
-    fcn_batch: int = number(256, 2, 10**6)   # both classifiers
+    fcn_batch: int = number(256, 2, 10**6)  # both classifiers
     fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
 
@@ -169,7 +168,7 @@ def add_flags(parser, first="dataset", last="fcn_weight_decay", left_out=()):
                                 help=f"{comments[f.name]} [{f.default}]".replace("%", "%%"))
 
 def make_config(args, start=None, **fixed):
-    """The Config of parsed flags: `start` or the preset, over it the flags, over them `fixed`."""
+    """The Config of flags: over `start` or the preset the flags, over them `fixed`."""
     names = {f.name for f in fields(Config)}
     flags = {k: v for k, v in vars(args).items() if k in names} | fixed
     preset = "toy" if flags.get("dataset", Config.dataset) == "toy" else "thesis"
@@ -183,19 +182,19 @@ def make_config(args, start=None, **fixed):
 class Dataset:
     """A dataset, standardised by one scalar mean and std of the train split (paper §4.2.6)."""
     name: str
-    length: int                              # L
+    length: int  # L
     mean: float
     std: float
-    classes: list                            # classes[k]: the data's own label of class k
-    complete: bool                           # False: counts differ from thesis Table 5.2
-    sha256: str                              # of the raw values and labels
-    x_train: torch.Tensor | None = None      # float32 (n, L), standardised
-    y_train: torch.Tensor | None = None      # int64 (n,) in 0..K-1, None without labels
+    classes: list  # classes[k]: the data's own label of class k
+    complete: bool  # False: counts differ from thesis Table 5.2
+    sha256: str  # of the raw values and labels
+    x_train: torch.Tensor | None = None  # float32 (n, L), standardised
+    y_train: torch.Tensor | None = None  # int64 (n,) in 0..K-1; all 0 where K is 0, no labels
     x_test: torch.Tensor | None = None
     y_test: torch.Tensor | None = None
 
     def info(self):
-        """What a checkpoint keeps, plain values; Dataset(**info) is the set without its series."""
+        """What a checkpoint keeps; Dataset(**info) is the set without its series."""
         return {f.name: getattr(self, f.name) for f in fields(self)[:7]}
 
     def to_original(self, x):
@@ -268,8 +267,7 @@ def read_npz(path):
 def load_dataset(name, root=None):
     """`toy`, a UCR set in root/NAME (root: $UCR_DIR or datasets), or an own .npz's path -> Dataset.
 
-    Raises InputError naming file and series: NaN, one class, too few or short, a label of the
-    test split alone, nothing to standardise. Thesis §5.2.
+    Raises InputError: NaN, one class, too few or short, a label of the test split alone. §5.2.
     """
     root = root or os.environ.get("UCR_DIR") or "datasets"
     files = f"{name}, train", f"{name}, test"
@@ -302,6 +300,8 @@ def load_dataset(name, root=None):
                        f"{name}: {file}, series {row} has label {word!r}; should be one of at "
                        f"least 2 that the train split shows: {classes}")
         y_train, y_test = (torch.tensor([index[v] for v in y]) for y in parsed)
+    else:
+        y_train, y_test = torch.zeros(n, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
     with np.errstate(all="ignore"):  # what overflows is refused here
         mean, std = float(x_train.mean()), float(x_train.std())
         scaled = [(x - mean) / std for x in (x_train, x_test)]
@@ -318,7 +318,7 @@ def load_dataset(name, root=None):
     if not (complete := found == THESIS_SETS.get(name, found)[:4]):
         print(f"WARNING: {name}: train, test, classes, length are {found}, Table 5.2 has "
               f"{THESIS_SETS[name][:4]}; complete_data is false", file=sys.stderr)
-    raw = [np.asarray(a).tobytes() for a in (x_train, x_test, y_train, y_test) if a is not None]
+    raw = [np.asarray(a).tobytes() for a in (x_train, x_test, y_train, y_test)]
     x_train, x_test = (torch.from_numpy(x.astype(np.float32)) for x in scaled)  # (n, L)
     return Dataset(name, L, mean, std, classes, complete, hashlib.sha256(b"".join(raw)).hexdigest(),
                    x_train, y_train, x_test, y_test)
@@ -353,43 +353,42 @@ def _fetch(url, folder):
     """Put the file behind a URL into a folder, or both splits where it is a zip."""
     request = urllib.request.Request(url, headers={"User-Agent": "ncvqvae"})
     with urllib.request.urlopen(request, timeout=60) as reply:
-        body = reply.read(MAX_DOWNLOAD)
+        body = reply.read()
         refuse(reply.status != 200 or reply.length,  # a 202 without content, half a file
                f"answered {reply.status}, {len(body)} bytes, {reply.length} missing")
     if not url.endswith(".zip"):
         return (folder / Path(url).name).write_bytes(body)
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
-        for member in archive.infolist():  # flat names alone: ../x cannot climb out
-            if re.fullmatch(rf"{folder.name}_(TRAIN|TEST)\.(ts|txt)", member.filename):
-                (folder / member.filename).write_bytes(archive.open(member).read(MAX_DOWNLOAD))
+        for member in archive.namelist():  # flat names alone: ../x cannot climb out
+            if re.fullmatch(rf"{folder.name}_(TRAIN|TEST)\.(ts|txt)", member):
+                archive.extract(member, folder)
 
 def download_dataset(name, root):
-    """Download a UCR set into root/NAME from the first host ($UCR_MIRROR) that has it whole.
-
-    Raises InputError: each host's reason, and where to put the files by hand.
-    """
+    """Download a UCR set into root/NAME from the first host ($UCR_MIRROR) that has it whole."""
     hosts = {"https://timeseriesclassification.com": [f"aeon-toolkit/{name}.zip"]}
     if name in THESIS_SETS:
         record = f"records/{THESIS_SETS[name][4]}/files/{name}"
         hosts["https://zenodo.org"] = [f"{record}_TRAIN.ts", f"{record}_TEST.ts"]
-    reasons, final, staging = [], Path(root) / name, Path(root) / f".download-{os.getpid()}"
+    reasons, final = [], Path(root) / name
+    Path(root).mkdir(parents=True, exist_ok=True)
     for host, paths in hosts.items():
         print(f"{name}: downloading from {host}", file=sys.stderr)
-        try:
-            (staging / name).mkdir(parents=True)
-            for path in paths:
-                _fetch(f"{os.environ.get('UCR_MIRROR') or host}/{path}", staging / name)
-            refuse(None in (files := find_splits(name, staging)), f"no {name}_TRAIN or _TEST")
-            [read_split(file) for file in files]  # only what can be read gets its place
-            final.mkdir(exist_ok=True)
-            return [os.replace(file, final / file.name) for file in files]
-        except Exception as error:  # hosts, zips and disks fail in many ways
-            reasons.append(f"{host}: {error or type(error).__name__}")
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    refuse(True, f"{name}: not in {root} and no mirror has it ({'; '.join(reasons)}). Get it from "
-           "www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone) and put "
-           f"{name}_TRAIN.tsv and {name}_TEST.tsv into {final}/")
+        with tempfile.TemporaryDirectory(dir=root) as staging:
+            try:
+                (folder := Path(staging) / name).mkdir()
+                for path in paths:
+                    _fetch(f"{os.environ.get('UCR_MIRROR') or host}/{path}", folder)
+                files = find_splits(name, staging)
+                refuse(None in files, f"no {name}_TRAIN or _TEST")
+                for file in files:  # only what can be read gets its place
+                    read_split(file)
+                final.mkdir(exist_ok=True)
+                return [os.replace(file, final / file.name) for file in files]
+            except Exception as error:  # hosts, zips and disks fail in many ways
+                reasons.append(f"{host}: {error or type(error).__name__}")
+    raise InputError(f"{name}: not in {root} and no mirror has it ({'; '.join(reasons)}). Get it "
+                     "from www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone), put "
+                     f"{name}_TRAIN.tsv and {name}_TEST.tsv into {final}/")
 
 # ---- Augmentations (thesis §5.1.1; drafts of the project thesis): x (B, L) -> (B, L) ----
 # On x's device, in its dtype, a fresh draw per series.
@@ -400,14 +399,14 @@ def _normal(x, shape, g):
     return torch.randn(shape, generator=g, device=x.device, dtype=x.dtype)
 
 def amplitude_resize(x, generator=None, std=0.2):
-    """Multiply each series by 1 + N(0, std^2): peaks of a class differ in height. §5.1.1."""
+    """Each series times 1 + N(0, std^2): peaks of a class differ in height. §5.1.1."""
     return x * (1 + std * _normal(x, (len(x), 1), generator))
 
 def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     """Slow a random window by U[low, high], interpolate back to length L. Thesis §5.1.1.
 
-    Stretching the window [a, a + w] by s gives the warped axis tau(i) = i before it, a + s(i - a)
-    inside, i + (s - 1)w behind. Output j reads where tau = j tau(L-1)/(L-1): end points stay.
+    Stretching [a, a + w] by s warps the axis to tau(i) = i before it, a + s(i - a) inside,
+    i + (s - 1)w behind. Output j reads where tau = j tau(L-1)/(L-1): end points stay.
     """
     B, L = x.shape
     w = max(1, round(window * (L - 1)))  # in steps between samples
@@ -422,9 +421,9 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     return x.gather(1, left) * (1 - weight) + x.gather(1, left + 1) * weight
 
 def slice_and_shuffle(x, generator=None, pieces=4):
-    """Cut each series at pieces - 1 random places and permute the pieces. Thesis §5.1.1.
+    """Cut each series at random places and permute the pieces. Thesis §5.1.1.
 
-    Peaks turn up where the data has none: that there is one should matter more than where.
+    That there is a peak should matter more than where.
     """
     B, L = x.shape
     # Distinct cuts in 1 .. L-1: the places of the pieces - 1 smallest of L - 1 random numbers.
@@ -456,9 +455,8 @@ def phase_shift(x, generator=None, limit=math.pi / 4):
     return torch.istft(u * turn, n_fft, window=window, length=x.shape[1])
 
 def roundtrip(x, generator=None):
-    """What the published views went through at last (ledger 18): the last L mod 8 samples are 0."""
-    # An STFT of n_fft 32, hop 8 and its inverse are the identity; but not told the length, the
-    # inverse ends with the last whole hop.
+    """What published views went through at last: the last L mod 8 samples are 0 (ledger 18)."""
+    # Not told the length, an inverse STFT of n_fft 32, hop 8 ends with the last whole hop.
     return torch.nn.functional.pad(x[:, :x.shape[1] // 8 * 8], (0, x.shape[1] % 8))
 
 AUGMENTATIONS = {
@@ -475,9 +473,9 @@ def augment(x, spec, generator=None):
         x = AUGMENTATIONS[name](x, generator)
     return x
 
-# ---- Around a run folder: device, files that are whole or not there, the lock ----
+# ---- Device, files that are whole or not there, the lock ----
 def pick_device(precision="float32"):
-    """The device to compute on: $DEVICE, else cuda, else cpu. Sets what float32 means there."""
+    """$DEVICE, else cuda, else cpu. Sets what float32 means there."""
     # Apple's mps has to be asked for: some releases of torch compute wrongly on it.
     name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     # Recent GPUs round convolutions to TF32 unless told not to, products if told to.
@@ -489,7 +487,7 @@ def pick_device(precision="float32"):
     return device
 
 def run_command(main):
-    """Run a module's main(); what the user can mend becomes one line and exit code 1."""
+    """Run main(); what the user can mend becomes one line and exit code 1."""
     try:
         main()
     except BrokenPipeError:  # the reader of our output left, as `| head` does
@@ -502,7 +500,7 @@ def run_command(main):
         sys.exit("interrupted; the same command goes on from the last checkpoint")
 
 def write_atomic(path, write):
-    """write(file) under another name beside path, then rename: path is the old file or the new."""
+    """write(file) under another name, then rename: path is the old file or the new."""
     temporary = Path(f"{path}.tmp")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -514,8 +512,7 @@ def write_atomic(path, write):
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise InputError(f"{path}: cannot be written ({error}), what was there is intact; mend "
-                         "that and run the same command again") from None
+        raise InputError(f"{path}: cannot be written ({error}); what was there is intact") from None
 
 def write_json(path, value):
     """value as JSON, whole or not at all."""
@@ -543,19 +540,19 @@ def load_checkpoint(path):
     return _read(path, lambda path: torch.load(path, "cpu", weights_only=True))
 
 def read_config(run_dir):
-    """The Config of a run folder, which ncvqvae.py writes."""
+    """The Config of a run folder."""
     path = Path(run_dir) / "config.json"
     return _read(path, lambda path: Config(**json.loads(path.read_text())), Config)
 
 def check_same(path, saved, wanted):
-    """Refuse a file that was made with other settings or data (two dicts), naming what differs."""
+    """Refuse a file made with other settings or data (two dicts), naming what differs."""
     for key in sorted(set(saved) | set(wanted)):
         refuse(saved.get(key) != wanted.get(key), f"{path}: made with {key} = {saved.get(key)!r}, "
                f"this run has {wanted.get(key)!r}; change that, remove it, or set another OUT")
 
 @contextlib.contextmanager
 def hold(folder, wait=False):
-    """Hold a folder for this process. A second process is told who holds it, or waits its turn."""
+    """Hold a folder for this process. A second one is told who holds it, or waits its turn."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / ".lock", "a+b", buffering=0) as file:
         try:

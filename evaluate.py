@@ -26,7 +26,7 @@ from sklearn.svm import SVC
 from data import (Parser, add_flags, as_series, check_same, hold, load_dataset, make_config,
                   pick_device, read_arrays, read_config, read_json, refuse, run_command, write_json)
 from ncvqvae import Training, encode_split, load_model, load_stage1
-from prior import load_stage2, prior_labels, prior_loss, sample, save_samples
+from prior import load_stage2, prior_loss, sample, save_samples
 
 METRICS = ("recon", "recon_time", "recon_timefreq", "recon_last_batch", "knn", "svm", "codes_used",
            "perplexity", "prior_loss", "fid", "fid_floor", "fid_recon", "is", "is_real", "cas",
@@ -46,7 +46,7 @@ def probe(z_train, y_train, z_test, y_test):
 
 def code_usage(tokens, n_codes):
     """Codes in use and the perplexity exp(entropy) of their shares. tokens (n, N) -> int, float."""
-    p = torch.bincount(tokens.flatten(), minlength=n_codes).double()
+    p = torch.bincount(tokens.flatten(), minlength=n_codes).double()  # (K) counts
     p = p / p.sum()  # (K) shares
     return int((p > 0).sum()), float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
@@ -84,7 +84,7 @@ def train_fcn(x, y, n_classes, config, folder, name, device):
         model.to(memory_format=torch.channels_last)
     digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
     training = Training(folder, "fcn", model, config, digest, len(x), name)
-    x, y = x.to(device), y.to(device)
+    x, y = x.to(device), y.to(device)  # (n, L), (n,)
     model.train()  # BatchNorm of the batch
     for rows in training:
         logits = model(x[rows])  # (B, K)
@@ -115,7 +115,7 @@ def frechet_distance(f1, f2):
     """Fréchet distance of Gaussians fitted to features f1 (n1, P), f2 (n2, P), float64. Eq. 2.21.
 
     Tr (S1 S2)^1/2 is the sum of the roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is
-    symmetric: no scipy, and singular covariances are no trouble. ValueError for under 2 rows.
+    symmetric: singular covariances are no trouble. ValueError for under 2 rows.
     """
     f1, f2 = np.asarray(f1, dtype=np.float64), np.asarray(f2, dtype=np.float64)
     if min(len(f1), len(f2)) < 2:
@@ -132,15 +132,14 @@ def inception_score(p, splits=10, seed=0):
     parts = np.array_split(p[np.random.default_rng(seed).permutation(len(p))], min(splits, len(p)))
     scores = []  # 1: samples alike or vague; n_classes: sharp and even
     for part in parts:
-        marginal = part.mean(0, keepdims=True)  # p(y)
-        ratio = np.divide(part, marginal, out=np.ones_like(part), where=part > 0)  # 0 log 0 = 0
-        scores.append(np.exp((part * np.log(ratio)).sum(1).mean()))
+        part = part + 1e-300  # 0 log 0 = 0
+        scores.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))  # the mean: p(y)
     return float(np.mean(scores))
 
 def classification_accuracy_score(x, y, dataset, config, folder, device):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,)."""
     config = replace(config, fcn_epochs=config.cas_epochs)
-    fcn, _ = train_fcn(x, y, len(dataset.classes), config, folder, "cas", device)
+    fcn, _ = train_fcn(x, y, len(dataset.classes), config, folder, "cas", device)  # from scratch
     return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
 
 def accuracy(p, y):
@@ -156,33 +155,28 @@ def nearest_neighbour_ratio(generated, train, test):
         nearest = [torch.cdist(part, train, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
                    for part in a.split(256)]
         return torch.cat(nearest).double().mean().item()
-    real = mean_nearest(test)
+    real = mean_nearest(test)  # how near unseen series lie
     return mean_nearest(generated) / real if real > 0 else None
 
-def class_proportions(y, n_classes, total):
-    """Labels (total,) in the class proportions of y, one per class at least."""
-    share = torch.bincount(y, minlength=n_classes).double() * total / len(y)  # (K)
-    counts = share.floor().clamp_min(1)  # (K) no class is forgotten
-    while counts.sum() < total:  # largest remainders first
-        counts[(share - counts).argmax()] += 1
-    while counts.sum() > total:  # small classes were rounded up to one
-        counts[(share - counts).masked_fill(counts < 2, math.inf).argmin()] -= 1
-    return torch.arange(n_classes).repeat_interleave(counts.long())
+def class_proportions(y, total):
+    """Labels (total,) in the proportions of y (n,), to within one, none forgotten. total >= n."""
+    return y.sort().values[torch.arange(total) * len(y) // total]
 
 def score_samples(generated, conditional, labels, dataset, config, folder, device, x_hat=None):
     """Every sample metric, by its key in metrics.json, of standardised series.
 
     generated (n, L) for FID and IS; conditional (n', L) with labels (n',) for CAS, or None; x_hat:
-    the reconstructed test split for fid_recon, or None. folder: of the run, two below the set's.
+    the reconstructed test split for fid_recon. folder: the run's, two below the dataset's.
     """
     out = dict(nn_ratio=nearest_neighbour_ratio(generated, dataset.x_train, dataset.x_test))
     if (out["nn_ratio"] or 1) < 0.999:
         print(f"WARNING: nn_ratio {out['nn_ratio']:.2f} < 1: samples lie nearer to the train split "
               "than the test split does; the prior memorises (thesis §6.4)", file=sys.stderr)
-    if dataset.y_train is None:
+    if not dataset.classes:
         return out  # what is left needs a classifier
     fcn = dataset_fcn(Path(folder).parent.parent, dataset, config, device)
-    (real, p_real), (fake, p_fake) = classify(fcn, dataset.x_test), classify(fcn, generated)
+    (real, p_real), (fake, p_fake) = (classify(fcn, x)  # features (n, P), probabilities (n, K)
+                                      for x in (dataset.x_test, generated))
     # A real train sample of the test split's size: what FID a perfect model could reach.
     n, m = len(dataset.x_train), len(dataset.x_test)
     floor = dataset.x_train[np.random.default_rng(0).choice(n, m, replace=n < m)]
@@ -200,7 +194,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, devic
 def evaluate_run(run_dir, config=None, device=None):
     """Write metrics.json, samples.npz and figures/ of a run folder. -> metrics, a dict.
 
-    A finished evaluation of the same settings and data returns at once; of others, it is refused.
+    Finished, it returns at once; other settings or data are refused.
     """
     run_dir, config, start = Path(run_dir), config or read_config(run_dir), time.time()
     device, dataset = device or pick_device(config.precision), load_dataset(config.dataset)
@@ -229,19 +223,19 @@ def evaluate_run(run_dir, config=None, device=None):
         m["knn"], m["svm"] = probe(train["pooled"], dataset.y_train, test["pooled"], y_test)
     else:
         print(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS", file=sys.stderr)
-    generated = conditional = labels = None
+    generated = conditional = labels = None  # of --stages 1
     if config.stages == 2:
         prior, _, second = load_stage2(run_dir, device, config, dataset)
         n, no_class = m["n_test"], prior.no_class
-        m |= dict(seconds_stage2=second["seconds"], prior_loss=prior_loss(
-            prior, test["tokens"].to(device), prior_labels(y_test, n, no_class, device)))
+        m |= dict(seconds_stage2=second["seconds"],
+                  prior_loss=prior_loss(prior, test["tokens"].to(device), y_test.to(device)))
         # A generator for each set of samples: neither hangs on the size of the other.
         draws = [torch.Generator(device).manual_seed(1000 * config.seed + i) for i in range(2)]
         generated = sample(prior, model, torch.full((max(n, 256),), no_class), draws[0], config)[:n]
         if n_classes:
-            labels = class_proportions(dataset.y_train, n_classes, max(1000, m["n_train"]))  # (n',)
-            conditional = sample(prior, model, labels, draws[1], config)
-        kept = conditional if n_classes else generated
+            labels = class_proportions(dataset.y_train, max(1000, m["n_train"]))  # (n',)
+            conditional = sample(prior, model, labels, draws[1], config)  # (n', L)
+        kept = conditional if n_classes else generated  # what a user can train on
         save_samples(run_dir / "samples.npz", kept, labels, dataset)
         m |= score_samples(generated, conditional, labels, dataset, config, run_dir, device,
                            test["x_hat"]) | dict(n_generated=len(kept))

@@ -4,8 +4,8 @@
     x' = augment(x) -> u' -> the same Encoder -> z' ----> the same Decoder -> u'^ -> x'^
     SSL: z_q and z', average and max pooled -> Projector -> Barlow Twins or VIbCReg
 
-The original branch is a VQ-VAE, the augmented one is not quantised. Pulling z_q towards z' orders
-the codes by what survives the augmentation, which classes and a prior can use.
+The augmented branch is not quantised. Pulling z_q towards z' orders the codes by what survives the
+augmentation, which classes and a prior can use.
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
         --augmentation slice --precision bf16  # 6 minutes on one CPU core of an AMD EPYC
@@ -46,7 +46,7 @@ def istft(u, n_fft, length):
 def n_downsampling(length, latent_width):
     """Number n of halvings: 2^n is the largest power of two up to L / (2 · latent_width), n >= 1.
 
-    So latent_width is an aim, not a promise: W is between one and two times as wide.
+    latent_width is an aim, no promise: W' is between one and two times as wide.
     """
     return max(1, int(math.log2(max(1, round(length / (2 * latent_width))))))
 
@@ -92,19 +92,19 @@ class Decoder(nn.Sequential):
 
 # ---- Vector quantisation (thesis §2.6.3; van den Oord et al. 2017, appendix A.1) ----
 class VectorQuantizer(nn.Module):
-    """Nearest code, straight-through gradient, a codebook that follows its vectors' moving average.
+    """Nearest code, straight-through gradient, codes that follow their vectors' moving average.
 
     z (B, D, H, W) float32 -> z_q like z, indices int64 (B, H, W), commitment loss (mean, eq. 4.1).
-    In training mode the codebook moves after it was used, in eval mode nothing does. No gradient
-    reaches it: eq. 4.1's first half, sg[z] against z_q, is what the moving average minimises.
+    In training the codebook moves after it was used. No gradient reaches it: the moving average
+    minimises eq. 4.1's first half, sg[z] against z_q.
     """
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
         super().__init__()
         self.decay, self.eps = decay, eps
         codebook = torch.randn(n_codes, dim)  # at the scale of z, which leaves a BatchNorm
         self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
-        # NOTE(ledger 4): from 0, a code that batch 1 does not use is divided by about 1e-5 and
-        # comes back only after some 100 steps; --ema-initial-count 0.
+        # NOTE(ledger 4): from 0, a code that batch 1 does not use is divided by about 1e-5, and
+        # back after some 100 steps; --ema-initial-count 0.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
         self.register_buffer("sums", codebook.clone())  # (K, D) m_k
 
@@ -185,7 +185,7 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]  # (G, 1, 1)
     s, p = covariance / trace, eye.expand_as(covariance)  # eigenvalues of s in (0, 1]
     # Newton's iteration drives p to s^{-1/2} without eigenvectors, whose gradient explodes where
-    # eigenvalues meet. Five rounds whiten the strong directions and spare the noise of the weak.
+    # eigenvalues meet. Five rounds whiten strong directions and spare the noise of weak ones.
     for _ in range(iterations):
         p = 1.5 * p - 0.5 * (p @ p @ p) @ s
     return (p @ x / trace.sqrt()).reshape(P, B).T  # (B, P)
@@ -193,8 +193,8 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
 class Projector(nn.Module):
     """Linear - BN - ReLU twice, Linear; for VIbCReg then IterNorm by 64, with scale and shift.
 
-    Takes views (B, in_dim), gives a list of (B, dim). One product for all views, as reading
-    weights costs more than using them; each has its own batch statistics. §4.1.1, §5.1.1.
+    Views (B, in_dim) -> list of (B, dim). One product for all, as reading weights costs more than
+    using them; each has its own batch statistics. §4.1.1, §5.1.1.
     """
     def __init__(self, in_dim=128, dim=4096, whiten=False):
         super().__init__()
@@ -237,7 +237,7 @@ class Band(nn.Module):
 class NCVQVAE(nn.Module):
     """NC-VQVAE of thesis §4.1 for series of `length`; a naive one has no augmented branch.
 
-    with_projector=False leaves out what only training needs. Latents are lists, one per band.
+    The projector is for training alone. Latents are lists, one per band.
     """
     def __init__(self, config, length, with_projector=True):
         super().__init__()
@@ -295,8 +295,8 @@ class NCVQVAE(nn.Module):
         if x_aug is not None:
             u_aug, z_aug = self.encode(x_aug)  # a pass of its own: its own BatchNorm statistics
             u_aug_hat, x_aug_hat = self.decode(z_aug)
-            # Without it the encoder could please the SSL loss by ignoring the view, and models
-            # overfit severely (§4.1.1); it also shows the decoder series that the data lacks.
+            # Without it models overfit severely: the encoder pleases the SSL loss by ignoring the
+            # view (§4.1.1). It also shows the decoder series that the data lacks.
             recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
             # z_q against z': it is the codes that shall be alike, and x' needs none of its own.
             terms |= dict(recon_aug=self.config.zeta * recon_aug, ssl=self.ssl_loss(z_q, z_aug))
@@ -312,9 +312,8 @@ class NCVQVAE(nn.Module):
         ids = []
         for k, (band, z_k) in enumerate(zip(self.bands, self.encode(x)[1])):
             logits = -band.quantizer.distances(z_k).flatten(1, 2)  # (B, N, K)
-            if temperature > 0:
-                logits = logits / temperature + gumbel(logits.shape, generator, x.device)
-            ids.append(logits.argmax(-1) + k * self.config.n_codes)
+            noise = temperature * gumbel(logits.shape, generator, x.device)
+            ids.append((logits + noise).argmax(-1) + k * self.config.n_codes)
         return torch.cat(ids, 1)
 
     @torch.no_grad()
@@ -328,13 +327,13 @@ def gumbel(shape, generator, device):
     uniform = torch.rand(shape, generator=generator, device=device).clamp_min(1e-20)
     return -torch.log(-torch.log(uniform))
 
-# ---- Training: what the loops of stage 1, of the prior and of the classifiers share ----
+# ---- Training: what all loops share ----
 class Training:
     """Iterates over index batches (B,); `update` makes a step of each. An interrupted run, even by
     kill -9, goes on from its resume file and ends bit for bit the same (on a CPU).
 
-    kind: "stage1", "stage2" or "fcn", whose settings count; on n series of data sha256. A resume
-    file of others is refused. A last batch of one series is dropped: it has no variance.
+    kind: "stage1", "stage2" or "fcn", whose settings count; on n series of data sha256. A last
+    batch of one series is dropped: it has no variance.
     """
     SECONDS = 60  # between two resume files
 
@@ -351,10 +350,10 @@ class Training:
         self.total = getattr(config, f"{kind}_steps", 0) or epochs * self.per_epoch
         self.every = max(1, self.total // 200)  # about 200 logged steps
         self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), "nothing"
-        self.seconds_before, self.resume = 0.0, self.folder / f"{self.stage}.resume.pt"
+        self.started = self.saved = time.time()
+        self.resume = self.folder / f"{self.stage}.resume.pt"
         if self.resume.exists():
             self._go_on()
-        self.first, self.started, self.saved = self.step, time.time(), time.time()
         self._start_log()
 
     def __iter__(self):
@@ -388,7 +387,7 @@ class Training:
         return epochs > 0 and ended
 
     def log(self, **values):
-        """Floats of the step just taken: log.jsonl, and some twenty lines; NaN ends the run."""
+        """Floats of the step just taken, into log.jsonl and now and then a line; no NaN."""
         values = {k: float(v) for k, v in values.items()}  # waits for the device, so not each step
         text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         refuse(not all(map(math.isfinite, values.values())), f"{self.stage}: not finite at step "
@@ -398,13 +397,12 @@ class Training:
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
         if self.step % (10 * self.every) == 0 or self.step == self.total:
-            rate = (self.step - self.first) / (time.time() - self.started)
-            left = (self.total - self.step) / rate / 60
-            print(f"{self.stage}, {left:.1f} min left, {rate:.1f} steps/s, {self.last}",
-                  file=sys.stderr, flush=True)
+            minutes = (time.time() - self.started) / 60
+            print(f"{self.stage}, {minutes:.1f} of {minutes * self.total / self.step:.1f} min, "
+                  f"{self.last}", file=sys.stderr, flush=True)
 
     def finish(self, path, **extra):
-        """Write the checkpoint: identity, step, seconds, weights without the projector's, extra."""
+        """Write the checkpoint: weights without the projector's, identity, step, seconds, extra."""
         state = {k: v.cpu() for k, v in self.model.state_dict().items() if "projector" not in k}
         self._write(path, state, state=state, **extra)
         self.resume.unlink(missing_ok=True)
@@ -412,8 +410,7 @@ class Training:
     def _write(self, path, weights, **content):
         refuse(not all(v.isfinite().all() for v in weights.values()), f"{self.stage}: weights not "
                f"finite at step {self.step}, nothing is written. Try a smaller learning rate")
-        content |= dict(identity=self.identity, step=self.step,
-                        seconds=self.seconds_before + time.time() - self.started)
+        content |= dict(identity=self.identity, step=self.step, seconds=time.time() - self.started)
         write_atomic(path, lambda file: torch.save(content, file))
 
     def _save(self):
@@ -430,7 +427,7 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])
             self.order, self.step = state["order"].to(self.device), state["step"]
-            self.seconds_before = state["seconds"]
+            self.started -= state["seconds"]  # spent before the interruption
 
     def _start_log(self):
         # What was logged after the resume file was written will be logged again: drop it.
@@ -444,7 +441,7 @@ class Training:
         write_atomic(self.folder / "log.jsonl", lambda file: file.write(lines.encode()))
 
 def read_log(run_dir):
-    """The records of a run's log.jsonl, [] where there is none; half lines are left out."""
+    """The records of a run's log.jsonl without half lines, [] where there is none."""
     path, records = Path(run_dir) / "log.jsonl", []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # a crash cut it
@@ -453,10 +450,9 @@ def read_log(run_dir):
 
 @torch.no_grad()
 def encode_split(model, x, batch=256):
-    """One pass of a split x (n, L) through stage 1, in the mode it is in; in eval nothing moves.
+    """One pass of a split x (n, L) through stage 1, in the mode it is in. -> CPU tensors:
 
-    Returns CPU tensors: pooled z_q (n, D), tokens (n, N), x_hat (n, L), and errors (n, 2), each
-    series' MSE in time and in frequency, eq. 4.2.
+    pooled z_q (n, D), tokens (n, N), x_hat (n, L), errors (n, 2), the MSE in time and in frequency.
     """
     device, parts = next(model.parameters()).device, []
     for part in (part.to(device) for part in x.split(batch)):  # (B, L)
@@ -471,7 +467,7 @@ def encode_split(model, x, batch=256):
 def train_stage1(run_dir, config, dataset=None, device=None):
     """Train stage 1, write run_dir/config.json and stage1.pt. -> NCVQVAE in eval mode.
 
-    What is finished returns at once, what was interrupted goes on, other settings are refused.
+    Finished, it returns at once; interrupted, it goes on; other settings or data are refused.
     """
     run_dir, device = Path(run_dir), device or pick_device(config.precision)
     path, dataset = run_dir / "stage1.pt", dataset or load_dataset(config.dataset)
@@ -481,7 +477,7 @@ def train_stage1(run_dir, config, dataset=None, device=None):
         write_json(run_dir / "config.json", asdict(config))
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
         return model
-    # All randomness: weights from the global generator, the rest from the one Training holds.
+    # Weights come from the global generator, all other draws from the one Training holds.
     torch.manual_seed(config.seed)
     model = NCVQVAE(config, dataset.length).to(device)
     if device.type != "mps":  # wrong gradients there; else so short rows are

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from data import (Config, Dataset, Parser, add_flags, hold, load_dataset, make_config,
                   pick_device, read_config, refuse, run_command, write_atomic)
-from ncvqvae import Training, gumbel, load_model, load_stage1
+from ncvqvae import Training, encode_split, gumbel, load_model, load_stage1
 
 # ---- The bidirectional transformer (thesis §4.1.2, Table 5.1) ----
 class Block(nn.Module):
@@ -58,7 +58,7 @@ class Prior(nn.Module):
         if config.embedding == "codebook":  # whose geometry SSL has shaped (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
         # Apart from the embedding: learning to say "unknown" moves no code (§4.1.2). All start at
-        # the codes' own scale, N(0, 1): LayerNorm would drown smaller ones.
+        # the codes' own scale: LayerNorm would drown smaller ones.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
         self.positions = nn.Parameter(torch.randn(1 + n_tokens, D))  # the first one: the class
@@ -80,8 +80,8 @@ class Prior(nn.Module):
 def mask_tokens(tokens, generator=None):
     """A random mask per series: r ~ U(0, 1], ceil(cos(pi r / 2) N) places -> bool (B, N). §3.2.1.
 
-    True means masked; at least one, 2/pi of them in the mean (ledger 8: naive and NC alike). Many
-    masked is the first pass of decoding, few the last: training sees all of them.
+    At least one, 2/pi of them in the mean (ledger 8: naive and NC alike). Many masked is the first
+    pass of decoding, few the last: training sees all of them.
     """
     B, N = tokens.shape
     r = 1 - torch.rand(B, 1, generator=generator, device=tokens.device)  # (0, 1]
@@ -103,14 +103,10 @@ def prior_loss(prior, tokens, labels, seed=0, batch=256):
         total += float(masked_cross_entropy(prior(t, m, y), t, m)) * int(m.sum())
     return total / int(mask.sum())
 
-def prior_labels(y, n, no_class, device):
-    """Labels y (n,) for the prior, "no class" for a set that has none: int64 (n,)."""
-    return (torch.full((n,), no_class) if y is None else y).to(device)
-
 def train_stage2(run_dir, config=None, dataset=None, device=None):
     """Train the prior on the run's frozen stage 1, write run_dir/stage2.pt. -> Prior in eval mode.
 
-    What is finished returns at once, what was interrupted goes on, other settings are refused.
+    Finished, it returns at once; interrupted, it goes on; other settings or data are refused.
     """
     run_dir, config = Path(run_dir), config or read_config(run_dir)
     device = device or pick_device(config.precision)
@@ -122,10 +118,9 @@ def train_stage2(run_dir, config=None, dataset=None, device=None):
         return prior
     # The tokens of both splits, once: the tokenizer is frozen.
     no_class, x_train = len(dataset.classes), dataset.x_train.to(device)
-    (tokens, labels), (test_tokens, test_labels) = (
-        (torch.cat([stage1.tokens(part.to(device)) for part in x.split(256)]),  # (n, N)
-         prior_labels(y, len(x), no_class, device))  # (n,)
-        for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)))
+    tokens, test_tokens = (encode_split(stage1, x)["tokens"].to(device)  # (n, N)
+                           for x in (x_train, dataset.x_test))
+    labels, test_labels = dataset.y_train.to(device), dataset.y_test.to(device)  # (n,)
     torch.manual_seed(config.seed)
     prior = Prior(config, stage1.codebook(), tokens.shape[1], no_class).to(device)
     training = Training(run_dir, "stage2", prior, config, dataset.sha256, len(tokens))
@@ -159,10 +154,7 @@ def load_stage2(run_dir, device=None, config=None, dataset=None):
 
 # ---- Iterative decoding (thesis §3.2.2) ----
 def guided_logits(prior, tokens, mask, labels, guidance=1.0):
-    """l_0 + s (l_c - l_0): the class' logits, pushed away from those of no class. -> (B, N, K).
-
-    One forward pass of both stacked; where s = 1 that of the class alone.
-    """
+    """l_0 + s (l_c - l_0): the class' logits, pushed away from those of no class. -> (B, N, K)."""
     if guidance == 1:
         return prior(tokens, mask, labels)
     no_class = torch.full_like(labels, prior.no_class)
@@ -178,40 +170,32 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
     Starts all masked, or from tokens with mask (B, N), True: to be filled; known ones stay.
     After pass t the floor(cos(pi (t+1) / 2T) M) least confident of M are masked again (eq. 3.6).
     """
-    device, fresh = labels.device, tokens is None
-    if fresh:  # nothing is known
-        tokens = torch.zeros(len(labels), prior.n_tokens, dtype=torch.int64, device=device)
+    if tokens is None:  # nothing is known
+        tokens = torch.zeros(len(labels), prior.n_tokens, dtype=torch.int64, device=labels.device)
         mask = torch.ones_like(tokens, dtype=torch.bool)
-        classes, row = labels.unique(return_inverse=True)
     to_fill = mask.sum(1, keepdim=True)  # (B, 1) M
     for t in range(steps):
-        if fresh and t == 0:  # all masked: one row a class says it all
-            few = slice(len(classes))
-            logits = guided_logits(prior, tokens[few], mask[few], classes, guidance)[row]
-        else:
-            logits = guided_logits(prior, tokens, mask, labels, guidance)  # (B, N, K)
-        log_p = logits.log_softmax(-1)  # (B, N, K)
+        log_p = guided_logits(prior, tokens, mask, labels, guidance).log_softmax(-1)  # (B, N, K)
         drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).view_as(tokens)
         tokens = torch.where(mask, drawn, tokens)  # (B, N)
         # NOTE(ledger 27): noise that falls to 0, and the floor, are the program's. Without it the
         # surest places, the same for all series, always come first, and samples grow alike.
-        noise = choice_temperature * (1 - (t + 1) / steps) * gumbel(tokens.shape, generator, device)
-        confidence = log_p.gather(-1, tokens[..., None])[..., 0] + noise
+        noise = choice_temperature * (1 - (t + 1) / steps)
+        confidence = (log_p.gather(-1, tokens[..., None])[..., 0]  # (B, N)
+                      + noise * gumbel(tokens.shape, generator, tokens.device))
         confidence = confidence.masked_fill(~mask, math.inf)  # what is known stays known
-        share = math.cos(math.pi / 2 * (t + 1) / steps)  # of M; a table is exact anywhere
-        table = [math.floor(share * m) for m in range(prior.n_tokens + 1)]
-        again = torch.tensor(table, device=device)[to_fill]  # (B, 1)
+        again = (math.cos(math.pi / 2 * (t + 1) / steps) * to_fill).floor()  # (B, 1)
         mask = confidence.argsort(1).argsort(1) < again  # the lowest ranks
     return tokens
 
 @torch.no_grad()
 def sample(prior, stage1, labels, generator=None, config=Config()):
-    """Series from the model, one per label. labels int64 (n,), n_classes = none -> float32 (n, L).
+    """Series from the model, one per label (n,), n_classes: none. -> float32 (n, L), standardised.
 
-    Standardised units; `Dataset.to_original` undoes that. Stage 1's codebook decodes (ledger 10).
+    `Dataset.to_original` undoes that. Stage 1's codebook decodes (ledger 10).
     """
     device, series = next(prior.parameters()).device, []
-    for y in labels.to(device).split(config.sample_batch):  # (B,)
+    for y in labels.to(device).split(256):  # (B,)
         tokens = iterative_decode(prior, y, generator, config.decode_steps,
                                   config.choice_temperature, config.guidance)
         series.append(stage1.series(tokens).cpu())  # (B, L)
@@ -249,7 +233,7 @@ def main():
     command.add_argument("--class", dest="label", help="a label of the data; else unconditional")
     command.add_argument("--seed", type=int, dest="draw", default=0, help="of the draws [0]")
     command.add_argument("--out", default="samples.npz", help="file to write [samples.npz]")
-    add_flags(command, "decode_steps", "sample_batch")
+    add_flags(command, "decode_steps", "guidance")
     args = parser.parse_args()
     if args.command == "sample":
         return command_sample(args)

@@ -145,7 +145,7 @@ def test_own_data_with_words_for_labels_and_without_labels(tmp_path):
         d = data.load_dataset(npz(tmp_path / "own.npz", X_train=x, y_train=y, X_test=x, y_test=y))
         assert (d.name, d.length, d.classes, d.y_train.tolist()) == ("own", 31, ["a", "b", "c"], [1, 0, 2] * 2)
     d = data.load_dataset(npz(tmp_path / "bare.npz", X_train=x[:, 0], X_test=x[:, 0]))
-    assert d.y_train is None and d.classes == []
+    assert d.y_train.tolist() == [0] * 6 and d.classes == []
     np.testing.assert_allclose(data.Dataset(**d.info()).to_original(d.x_test), x[:, 0], rtol=1e-6)
 
 
@@ -199,7 +199,7 @@ ema_initial_count=-1 class_dropout=1.1 class_dropout=-1 class_dropout=nan choice
 token_temperature=nan token_temperature=-1 guidance=nan guidance=inf decode_steps=0 decode_steps=-1
 n_fft=6 n_fft=0 seed=-1 seed=99999999999999999999 stage1_epochs=0 stage2_epochs=0 stage1_steps=-3 beta=nan
 zeta=-1 eta=inf residual_kernel=2 residual_norm=7 precision=half embedding=none loss_on=some stages=3
-sample_batch=0 fcn_batch=0 fcn_epochs=0 cas_epochs=-2 validate_epochs=-1 prior_ff_ratio=0""".split()
+fcn_batch=0 fcn_epochs=0 cas_epochs=-2 validate_epochs=-1 prior_ff_ratio=0""".split()
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -729,17 +729,6 @@ def test_decoding_fills_in_around_known_tokens():
     assert torch.equal(out[~mask], known[~mask])
 
 
-def test_a_fresh_start_runs_its_first_pass_once_per_class():
-    p, labels = tiny_prior(), torch.tensor([2, 0, 3, 0, 2, 2])                # 3: no class
-    nothing = torch.zeros(6, p.n_tokens, dtype=torch.int64)
-    slow = prior.iterative_decode(p, labels, generator(), 4, 4.0, 1.5, nothing, torch.ones_like(nothing, dtype=torch.bool))
-    sizes = []
-    handle = p.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-    assert torch.equal(prior.iterative_decode(p, labels, generator(), 4, 4.0, 1.5), slow)
-    handle.remove()
-    assert sizes == [6, 12, 12, 12]                                           # 3 classes, then 6 series; two logits each
-
-
 def test_without_noise_the_least_confident_are_masked_again():
     class Ladder(Recorder):                                                  # position i is sure with odds i + 1
         def forward(self, tokens, mask, labels):
@@ -786,7 +775,7 @@ def test_noise_on_the_confidence_has_the_sign_of_gumbel_s_and_falls_to_zero():
     p, g, steps = Flat(N=40), generator(3), 4
     prior.iterative_decode(p, torch.zeros(2, dtype=torch.int64), generator(3), steps, choice_temperature=4.0)
     for t in range(steps - 1):
-        mask = p.calls[t][1].expand(2, -1)                                   # the first pass has one row a class
+        mask = p.calls[t][1]
         torch.multinomial(torch.full((80, 5), 0.2), 1, generator=g)          # the draws of the tokens
         noise = 4.0 * (1 - (t + 1) / steps) * -torch.log(-torch.log(torch.rand(2, 40, generator=g)))
         noise[~mask] = math.inf
@@ -805,8 +794,8 @@ def test_every_series_keeps_its_class_through_sampling():
             return (60.0 * F.one_hot(labels, 4))[:, None].expand(-1, self.n_tokens, -1)
     model = tiny_model().eval()
     N = model.tokens(torch.zeros(1, 40)).shape[1]
-    labels = torch.tensor([2, 0, 1, 3, 0, 2, 1])
-    series = prior.sample(ByClass(N), model, labels, generator(), Config(sample_batch=3))
+    labels = torch.randint(0, 4, (600,), generator=generator())               # three batches
+    series = prior.sample(ByClass(N), model, labels, generator(), Config())
     torch.testing.assert_close(series, model.series(labels[:, None].expand(-1, N)))
 
 
@@ -860,15 +849,14 @@ def test_nearest_neighbour_ratio_and_code_usage():
 
 
 @pytest.mark.parametrize("counts,total", [([7, 2, 1], 1000), ([2, 1], 1000), ([400, *[1] * 59], 1000), ([1] * 60, 1000),
-                                          ([10**6, 1, 1], 1000), ([3, 5, 8], 16), ([1] * 1200, 1200)])
+                                          ([998, 1, 1], 1000), ([3, 5, 8], 16), ([1] * 1200, 1200)])
 def test_class_counts_add_up_to_what_was_asked(counts, total):
     y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    labels = evaluate.class_proportions(y, len(counts), total)
+    labels = evaluate.class_proportions(y[torch.randperm(len(y), generator=generator())], total)
     got = torch.bincount(labels, minlength=len(counts))
     assert len(labels) == total and got.min() >= 1
     share = torch.tensor(counts).double() * total / sum(counts)
-    small = int((share < 1).sum())                                           # each takes a series from the large ones
-    assert ((got - share).abs() < 1 + small)[share >= 1].all() and (got[share < 1] == 1).all()
+    assert ((got - share).abs() < 1).all()
 
 
 def test_figures_of_a_collapsed_latent_space(tmp_path):
@@ -1057,10 +1045,10 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
 
 
 def series_batches(p, model, labels, seed, config):
-    """Samples of labels in batches of config.sample_batch, from one generator."""
+    """Samples of labels in batches of 256, from one generator."""
     g = generator(seed)
     return torch.cat([model.series(prior.iterative_decode(p, part, g, config.decode_steps, config.choice_temperature,
-                                                          config.guidance)) for part in labels.split(config.sample_batch)])
+                                                          config.guidance)) for part in labels.split(256)])
 
 
 def command(module, *words):

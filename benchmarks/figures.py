@@ -31,7 +31,8 @@ def draw_figures(run_dir, dataset, model, test, generated, conditional, labels):
     """All figures of a run into run_dir/figures. Only the first three where generated is None."""
     plt = pyplot()
     folder, title = Path(run_dir) / "figures", f"{dataset.name}, {Path(run_dir).parent.name}"
-    x_test, y_test, units = dataset.x_test, dataset.y_test, dataset.to_original
+    x_test, units = dataset.x_test, dataset.to_original
+    y_test = dataset.y_test if dataset.classes else None
 
     def save(figure, name, heading):
         figure.suptitle(f"{heading}: {title}", x=0.02, ha="left")

@@ -502,7 +502,7 @@ def command_probe(run_dirs):
     for run_dir in run_dirs:
         config, m = data.read_config(run_dir), read_json(Path(run_dir) / "metrics.json")
         dataset = load_dataset(config.dataset)
-        data.refuse(dataset.y_train is None, f"{run_dir}: {dataset.name} has no labels to probe for")
+        data.refuse(not dataset.classes, f"{run_dir}: {dataset.name} has no labels to probe for")
         moved = probe_in_train_mode(load_stage1(run_dir, config=config, dataset=dataset)[0], dataset)
         write_json(Path(run_dir) / "probe.json", moved)
         values = [m[k] for k in ("knn", "svm", "recon", "recon_last_batch")] + list(moved.values())
