@@ -135,7 +135,8 @@ class Config:
 
     def behind(self, result):
         """The fields that "stage1", "stage2", "fcn" or "metrics" depend on, as a dict."""
-        kept = {k: v for k, v in asdict(self).items() if k not in ("stages", "validate_epochs")}
+        not_behind = "dataset", "stages", "validate_epochs"  # sha256 stands for the dataset
+        kept = {k: v for k, v in asdict(self).items() if k not in not_behind}
         if result == "fcn":
             return {k: v for k, v in kept.items() if re.match("fcn_|precision|seed", k)}
         end = {"stage1": "stage2_epochs", "stage2": "decode_steps"}.get(result)
@@ -481,7 +482,7 @@ def pick_device(precision="float32"):
     # Recent GPUs round convolutions to TF32 unless told not to, products if told to.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with usable(f"DEVICE={name}"):
-        device = torch.ones(1, device=name).device
+        device = torch.Generator(torch.ones(1, device=name).device).device
         if device.type == "cuda":
             torch.cuda.set_device(device)  # cuda:1: else some calls go to the first
     return device
@@ -496,6 +497,11 @@ def run_command(main):
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except OSError as error:
         sys.exit(f"{error.filename}: cannot be read or written ({error.strerror}); mend that")
+    except (MemoryError, RuntimeError) as error:  # torch's text says memory, of CPU and of GPU
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        if "memory" not in text.lower():
+            raise
+        sys.exit(f"{text}; make a batch or a width smaller")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last checkpoint")
 

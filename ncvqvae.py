@@ -408,8 +408,8 @@ class Training:
         self.resume.unlink(missing_ok=True)
 
     def _write(self, path, weights, **content):
-        refuse(not all(v.isfinite().all() for v in weights.values()), f"{self.stage}: weights not "
-               f"finite at step {self.step}, nothing is written. Try a smaller learning rate")
+        refuse(not finite(weights), f"{self.stage}: weights not finite at step {self.step}, "
+               "nothing is written. Try a smaller learning rate")
         content |= dict(identity=self.identity, step=self.step, seconds=time.time() - self.started)
         write_atomic(path, lambda file: torch.save(content, file))
 
@@ -439,6 +439,10 @@ class Training:
                          time=time.strftime("%Y-%m-%dT%H:%M:%S"), **self.identity))
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomic(self.folder / "log.jsonl", lambda file: file.write(lines.encode()))
+
+def finite(weights):
+    """Are all of a state dict's values finite?"""
+    return all(v.isfinite().all() for v in weights.values())
 
 def read_log(run_dir):
     """The records of a run's log.jsonl without half lines, [] where there is none."""
@@ -515,6 +519,7 @@ def load_model(path, kind, build, device=None, config=None, dataset=None):
         made_with.pop("sha256")
         model = build(config := Config(**made_with), checkpoint)  # checks every value again
         model.load_state_dict(checkpoint["state"])
+        refuse(not finite(checkpoint["state"]), "weights not finite")
     model.to(device or pick_device(config.precision))
     return model.eval().requires_grad_(False), checkpoint
 

@@ -43,8 +43,8 @@ for flag in "$@"; do if [ "$flag" = --dry-run ]; then dry=1; else flags+=("$flag
 [ ${#positions[@]} -gt 0 ] || positions=(toy naive,vibcreg warp)
 [ ${#positions[@]} -le 4 ] || refuse "too many positions: ${positions[*]}"
 IFS=, read -ra datasets <<<"${positions[0]}"
-[ ${#datasets[@]} -gt 0 ] || refuse "DATASET is empty"
-methods=${positions[1]:-vibcreg} augmentations=${positions[2]:-slice} seeds=${positions[3]:-1}
+case ,${positions[0]}, in *,,*) refuse "DATASET is empty in '${positions[0]}'" ;; esac
+methods=${positions[1]-vibcreg} augmentations=${positions[2]-slice} seeds=${positions[3]-1}
 "$python" "$here/data.py" "$methods" "$augmentations" "$seeds" ${flags[@]+"${flags[@]}"} || exit 2
 
 runs=() failed=0

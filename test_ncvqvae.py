@@ -1111,7 +1111,8 @@ def test_dry_run_prints_the_product_with_naive_once_per_seed(tmp_path):
 @pytest.mark.parametrize("arguments,message", [
     (("toy", "naive", "none", "1", "--no-such-flag", "3"), "unrecognized arguments: --no-such-flag"),
     (("toy", "nave"), "--method nave"), (("toy", "naive", "none", "one"), "SEED one"),
-    (("toy", "naive", "none", "1", "--zeta"), "expected one argument"), (("", "naive"), "DATASET is empty"),
+    (("toy", "naive", "none", "1", "--zeta"), "expected one argument"), (("", "naive"), "DATASET is empty"), (("toy,", "naive"), "DATASET is empty"),
+    (("toy", ""), "--method : should be"), (("toy", "naive", "none", ""), "SEED : should be"),
     (("toy", "naive,barlow", "none,wrap"), "--augmentation"), (("toy", "naive", "none", "1", "5"), "too many positions"),
     (("toy", "naive", "none", "1", "--stage2-lr=-1"), "--stage2-lr -1"),
 ])
@@ -1186,7 +1187,7 @@ def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_pa
     def weights(state):
         return torch.cat([v.flatten().double() for v in state.values() if v.is_floating_point()])
     names = [f.name for f in dataclasses.fields(Config)]
-    assert set(base.behind("stage1")) - {"dataset", "stage1_epochs", "barlow_lambda"} == set(CHANGES)
+    assert set(base.behind("stage1")) - {"stage1_epochs", "barlow_lambda"} == set(CHANGES)
     reference = weights(ncvqvae.train_stage1(tmp_path / "base", base, device=CPU).state_dict())
     for name, value in CHANGES.items():
         changed = dataclasses.replace(base, **{name: value})
@@ -1394,6 +1395,64 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path):
     with pytest.raises(InputError, match="stage2.pt: not there"):
         (run / "stage2.pt").unlink()
         prior.load_stage2(run, CPU)
+
+
+def test_moved_data_is_the_same_data_and_weights_that_are_not_finite_are_refused(tmp_path):
+    run, config = tmp_path / "r", tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
+    ncvqvae.train_stage1(run, config, device=CPU)
+    before = (run / "stage1.pt").stat().st_mtime_ns
+    (tmp_path / "own.npz").rename(tmp_path / "moved.npz")
+    config = dataclasses.replace(config, dataset=str(tmp_path / "moved.npz"))
+    ncvqvae.train_stage1(run, config, device=CPU)
+    assert (run / "stage1.pt").stat().st_mtime_ns == before and data.read_config(run) == config
+    checkpoint = data.load_checkpoint(run / "stage1.pt")
+    checkpoint["state"]["bands.0.quantizer.sums"][3, 1] = math.nan
+    torch.save(checkpoint, run / "stage1.pt")
+    with pytest.raises(InputError, match="stage1.pt: cannot be used .weights not finite"):
+        ncvqvae.load_stage1(run, CPU)
+
+
+def test_memory_that_is_not_there_and_devices_that_cannot_train_are_one_line(tmp_path, monkeypatch, capsys):
+    def allocate():
+        torch.empty(10**15)
+    for main in (allocate, lambda: np.empty(10**15)):
+        with pytest.raises(SystemExit, match="(memory|MemoryError: ).*; make a batch or a width smaller"):
+            data.run_command(main)
+    with pytest.raises(RuntimeError, match="bug"):                           # ours stay visible
+        data.run_command(lambda: (_ for _ in ()).throw(RuntimeError("bug")))
+    for device in ("meta", "foo", "mps", "cuda:7"):
+        monkeypatch.setenv("DEVICE", device)
+        with pytest.raises(InputError, match=f"DEVICE={device}: cannot be used"):
+            data.pick_device()
+    monkeypatch.setattr(data.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(38, "no flock")))
+    with data.hold(tmp_path):                                                # some network file systems
+        assert "no lock; start no second process on it" in capsys.readouterr().err
+
+
+def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path):
+    """One run, scored with one field changed at a time: which metrics move, and that no other does."""
+    own = own_data(tmp_path, n_test=40)
+    base = tiny_config(dataset=own, stage1_steps=3, stage2_steps=20, fcn_epochs=2, cas_epochs=1, decode_steps=3, fcn_batch=20)
+    run_all(tmp_path / "a/own/r/s", base)
+    m = data.read_json(tmp_path / "a/own/r/s/metrics.json")
+    samples, of_fcn = {"fid", "is", "cas", "nn_ratio"}, {"fid", "fid_floor", "fid_recon", "is", "is_real", "fcn_accuracy"}
+    moves = {"decode_steps": (1, samples), "choice_temperature": (0.0, samples), "guidance": (3.0, {"cas"}),
+             "fcn_epochs": (1, of_fcn), "cas_epochs": (2, {"cas"}), "fcn_batch": (24, of_fcn | {"cas"}),
+             "fcn_lr": (1e-2, of_fcn | {"cas"}), "fcn_weight_decay": (9.0, of_fcn | {"cas"})}
+    names = [f.name for f in dataclasses.fields(Config)]
+    assert {*names[names.index("stages"):]} == {*moves, "stages", "validate_epochs"}     # those two: tests of their own
+    for name, (value, expected) in moves.items():
+        run = tmp_path / f"{name}/own/r/s"
+        run.mkdir(parents=True)
+        for file in ("stage1.pt", "stage2.pt"):
+            (run / file).write_bytes((tmp_path / "a/own/r/s" / file).read_bytes())
+        new = evaluate.evaluate_run(run, dataclasses.replace(base, **{name: value}), CPU)
+        moved = {k for k in evaluate.METRICS if "seconds" not in k and new[k] != m[k]}
+        assert expected - {"fcn_accuracy", "cas"} <= moved <= expected, (name, moved)    # an accuracy may stay by chance
+        steps = {r["stage"]: r["step"] for r in ncvqvae.read_log(run) if r.get("stage") == "cas" and "step" in r}
+        assert steps == {"cas": {"cas_epochs": 100, "fcn_batch": 42}.get(name, 50)}
+        same = np.array_equal(np.load(run / "samples.npz")["X"], np.load(tmp_path / "a/own/r/s/samples.npz")["X"])
+        assert same == (name not in ("decode_steps", "choice_temperature", "guidance")), name
 
 
 def test_a_classifier_of_other_epochs_is_another_file(tmp_path):
