@@ -69,6 +69,8 @@ class Config:
     method: str = choice("naive", "barlow", "vibcreg")  # §4.1.1, §3.3.1, §3.3.2
     augmentation: str = "none"  # warp, slice, gauss, ... joined by + (§5.1.1)
     seed: int = number(1, 0, 2**32)  # weights, batches, views; the thesis ran four
+    views: int = choice(1, 2)  # 2: x_A = T(x), x_B = T'(x), x itself unseen (drafts, ledger 32)
+    bands: int = choice(1, 2)  # 2: row 0 of u apart from the others, TimeVQVAE (§3.1, ledger 33)
     precision: str = choice("float32", "tf32", "bf16")  # of convolutions and products
     stage1_epochs: int = number(1000, 0, 10**6)  # §5.1.1
     stage1_steps: int = number(0, 0, 10**9)  # optimiser steps instead of epochs where not 0
@@ -78,6 +80,7 @@ class Config:
     n_fft: int = number(8, 4, 4096)  # §5.1.1; hop n_fft/4
     width: int = number(64, 1, 4096)  # D: channels, and size of a code
     latent_width: int = number(8, 1, 10**6)  # frames of z aimed at; text: 32 (ledger 1)
+    latent_width_high: int = number(32, 1, 10**6)  # of the high band
     residual_kernel: int = choice(1, 3)  # second convolution of a residual block (ledger 2)
     residual_norm: str = choice("encoder", "both", "none")  # BatchNorm in it (ledger 20)
     n_codes: int = number(32, 1, 10**6)  # K, codebook size (§5.1.1)
@@ -125,6 +128,7 @@ class Config:
         views, wrong = set(self.augmentation.split("+")), f"--augmentation {self.augmentation}: "
         refuse((self.method == "naive") != (views == {"none"}), wrong + "none is for naive alone")
         refuse(views - {"none", *AUGMENTATIONS}, f"{wrong}none of {[*AUGMENTATIONS]} joined by +")
+        refuse(self.method == "naive" and self.views == 2, "--views 2: naive looks at one series")
         refuse(self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, its hops")
         refuse(self.method == "vibcreg" and self.projector_dim % 64,  # IterNorm's groups
                f"--projector-dim {self.projector_dim}: should be a multiple of 64 for vibcreg")

@@ -211,7 +211,7 @@ def evaluate_run(run_dir, config=None, device=None):
     # Frozen: eval mode, so that no test series moves BatchNorm or codebook (ledger 12).
     train, test = encode_split(model, dataset.x_train), encode_split(model, dataset.x_test)
     time_error, frequency_error = test["errors"].mean(0).tolist()
-    codes, perplexity = code_usage(test["tokens"], config.n_codes)
+    codes, perplexity = code_usage(test["tokens"], len(model.codebook()))
     m = dict.fromkeys(METRICS) | dict(
         recon=time_error + frequency_error, recon_time=time_error, recon_timefreq=frequency_error,
         # The published recon is that of the last mini-batch of 128 alone (ledger 13).

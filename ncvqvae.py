@@ -228,6 +228,7 @@ class Band(nn.Module):
         super().__init__()
         n, norm = n_downsampling(length, latent_width), config.residual_norm
         self.bins = slice(*bins)  # of the H
+        self.grid = bins[1] - bins[0], length // (config.n_fft // 4) + 1 >> n  # H and W' of its z
         # NOTE(ledger 20): the text has BatchNorm in both, the program in the encoder alone.
         self.encoder = Encoder(n, config.width, config.residual_kernel, norm != "none")
         self.decoder = Decoder(n, config.width, config.residual_kernel, norm == "both")
@@ -242,7 +243,10 @@ class NCVQVAE(nn.Module):
     def __init__(self, config, length, with_projector=True):
         super().__init__()
         self.config, self.length, self.H = config, length, config.n_fft // 2 + 1
-        self.bands = nn.ModuleList([Band(config, length, (0, self.H), config.latent_width)])
+        edges = [0, self.H] if config.bands == 1 else [0, 1, self.H]  # eq. 3.1, 3.2: bin 0 is low
+        self.bands = nn.ModuleList([Band(config, length, bins, width) for bins, width in zip(
+            zip(edges, edges[1:]), (config.latent_width, config.latent_width_high))])
+        self.sizes = [math.prod(band.grid) for band in self.bands]  # tokens of each
         if with_projector and config.method != "naive":
             self.projector = Projector(2 * config.width * len(self.bands), config.projector_dim,
                                        whiten=config.method == "vibcreg")
@@ -285,7 +289,8 @@ class NCVQVAE(nn.Module):
     def forward(self, x, x_aug=None):
         """Eq. 4.5 of x and its view x' (B, L) -> loss, its terms (detached), token ids (B, N).
 
-        x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3.
+        x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3. With views = 2 both are
+        views, and x' is not reconstructed.
         """
         u, z = self.encode(x)
         z_q, tokens, commitment = self.quantize(z)
@@ -294,12 +299,15 @@ class NCVQVAE(nn.Module):
                      commitment=self.config.beta * commitment)  # eq. 4.1
         if x_aug is not None:
             u_aug, z_aug = self.encode(x_aug)  # a pass of its own: its own BatchNorm statistics
-            u_aug_hat, x_aug_hat = self.decode(z_aug)
-            # Without it models overfit severely: the encoder pleases the SSL loss by ignoring the
-            # view (§4.1.1). It also shows the decoder series that the data lacks.
-            recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
+            if self.config.views == 1:
+                u_aug_hat, x_aug_hat = self.decode(z_aug)
+                # Without it models overfit severely: the encoder pleases the SSL loss by ignoring
+                # the view (§4.1.1). It also shows the decoder series that the data lacks.
+                recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
+                terms["recon_aug"] = self.config.zeta * recon_aug
             # z_q against z': it is the codes that shall be alike, and x' needs none of its own.
-            terms |= dict(recon_aug=self.config.zeta * recon_aug, ssl=self.ssl_loss(z_q, z_aug))
+            # NOTE(ledger 32): two views, x is one of them, are alike before the codes.
+            terms["ssl"] = self.ssl_loss(z_q if self.config.views == 1 else z, z_aug)
         return sum(terms.values()), {k: v.detach() for k, v in terms.items()}, tokens  # eq. 4.5
 
     def codebook(self):
@@ -319,8 +327,9 @@ class NCVQVAE(nn.Module):
     @torch.no_grad()
     def series(self, tokens):
         """Series of token ids (B, N), by the stage-1 codebook: (B, L), standardised units."""
-        ids = tokens.unflatten(1, (self.H, -1))  # (B, H, W)
-        return self.decode([self.bands[0].quantizer.lookup(ids)])[1]
+        parts = zip(self.bands, tokens.split(self.sizes, 1))  # each (B, N of the band)
+        return self.decode([band.quantizer.lookup(ids.unflatten(1, band.grid) % self.config.n_codes)
+                            for band, ids in parts])[1]
 
 def gumbel(shape, generator, device):
     """Standard Gumbel noise: the argmax of log p + noise is a draw from p."""
@@ -492,8 +501,10 @@ def train_stage1(run_dir, config, dataset=None, device=None):
     model.train()  # BatchNorm of the batch, a codebook that moves
     for rows in training:
         x, x_aug = x_train[rows], None  # (B, L)
+        if config.views == 2:
+            x = augment(x, config.augmentation, training.generator)
         if config.method != "naive":
-            x_aug = augment(x, config.augmentation, training.generator)
+            x_aug = augment(x_train[rows], config.augmentation, training.generator)
         loss, terms, tokens = model(x, x_aug)
         training.update(loss, **terms)  # backward, optimiser, log
         if training.due and len(tokens.unique()) == len(model.bands):

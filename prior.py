@@ -46,12 +46,17 @@ class Prior(nn.Module):
     """p(token | unmasked tokens, class). Thesis §4.1.2, Table 5.1.
 
     tokens int64 (B, N), mask bool (B, N) (True: masked, not looked at), labels int64 (B,) in
-    0..n_classes, the last of which means "no class" -> logits float32 (B, N, K).
+    0..n_classes, the last of which means "no class" -> logits float32 (B, N, K). N may be all
+    tokens, or those of the low band alone, which come first; sizes: tokens of each band.
     """
-    def __init__(self, config, codebook, n_tokens, n_classes):
+    def __init__(self, config, codebook, sizes, n_classes):
         super().__init__()
         (K, D), E = codebook.shape, config.prior_hidden
-        self.n_tokens, self.no_class, self.precision = n_tokens, n_classes, config.precision
+        self.sizes, self.no_class, self.precision = sizes, n_classes, config.precision
+        bands = torch.arange(len(sizes))
+        foreign = bands.repeat_interleave(torch.tensor(sizes))[:, None] != bands.repeat_interleave(
+            K // len(sizes))  # (N, K) a band's codes are never at a position of the other
+        self.register_buffer("foreign", foreign, persistent=False)
         self.embedding = nn.Embedding(K, D)
         if config.embedding == "codebook":  # whose geometry SSL has shaped (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
@@ -59,7 +64,7 @@ class Prior(nn.Module):
         # the codes' own scale: LayerNorm would drown smaller ones.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
-        self.positions = nn.Parameter(torch.randn(1 + n_tokens, D))  # the first one: the class
+        self.positions = nn.Parameter(torch.randn(1 + sum(sizes), D))  # the first one: the class
         self.norm_in, self.into = nn.LayerNorm(D), nn.Linear(D, E)  # codes are narrower than E
         self.blocks = nn.Sequential(*[Block(E, config.prior_heads, config.prior_ff_ratio)
                                       for _ in range(config.prior_layers)])
@@ -69,10 +74,11 @@ class Prior(nn.Module):
     def forward(self, tokens, mask, labels):
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             e = torch.where(mask[..., None], self.mask_vector, self.embedding(tokens))  # eq. 3.4
-            h = torch.cat([self.classes(labels)[:, None], e], 1) + self.positions  # (B, 1+N, D)
+            h = torch.cat([self.classes(labels)[:, None], e], 1)  # (B, 1+N, D)
+            h = h + self.positions[:h.shape[1]]
             h = self.blocks(self.into(self.norm_in(h)))  # (B, 1+N, E)
             logits = self.head(self.back(self.norm_out(h[:, 1:])))  # (B, N, K)
-        return logits.float()
+        return logits.float().masked_fill(self.foreign[:tokens.shape[1]], -1e9)
 
 # ---- Masked training (thesis §3.2.1) ----
 def mask_tokens(tokens, generator=None):
@@ -93,13 +99,27 @@ def masked_cross_entropy(logits, tokens, mask):
     weight = mask.flatten().to(losses.dtype)  # (B * N) 1 where it counts
     return (losses * weight).sum() / weight.sum()
 
+def band_losses(prior, tokens, masks, labels, loss_on="masked"):
+    """Eq. 3.5, the mean over bands: low tokens given the class, high ones given the low. Eq. 3.3.
+
+    tokens (B, N), masks: one (B, n) a band, labels (B,) -> scalar.
+    """
+    loss, end = 0.0, 0
+    for mask in masks:
+        start, end = end, end + mask.shape[1]
+        logits = prior(tokens[:, :end], F.pad(mask, (start, 0)), labels)[:, start:]  # (B, n, K)
+        counted = mask if loss_on == "masked" else torch.ones_like(mask)  # ledger 7
+        loss = loss + masked_cross_entropy(logits, tokens[:, start:end], counted) / len(masks)
+    return loss
+
 @torch.no_grad()
-def prior_loss(prior, tokens, labels, seed=0, batch=256):
-    """Masked cross-entropy of a split (n, N), one seeded mask a series, as a float. §6.2.3."""
-    mask, total = mask_tokens(tokens, torch.Generator(tokens.device).manual_seed(seed)), 0.0
-    for t, m, y in zip(tokens.split(batch), mask.split(batch), labels.split(batch)):
-        total += float(masked_cross_entropy(prior(t, m, y), t, m)) * int(m.sum())
-    return total / int(mask.sum())
+def prior_loss(prior, tokens, labels, seed=0):
+    """band_losses of a split (n, N), one seeded mask a series, as a float. §6.2.3."""
+    generator, total = torch.Generator(tokens.device).manual_seed(seed), 0.0
+    for t, y in zip(tokens.split(256), labels.split(256)):
+        masks = [mask_tokens(part, generator) for part in t.split(prior.sizes, 1)]
+        total += float(band_losses(prior, t, masks, y)) * len(t)
+    return total / len(tokens)
 
 def train_stage2(run_dir, config=None, dataset=None, device=None):
     """Train the prior on the run's frozen stage 1, write run_dir/stage2.pt. -> Prior in eval mode.
@@ -120,24 +140,23 @@ def train_stage2(run_dir, config=None, dataset=None, device=None):
                            for x in (x_train, dataset.x_test))
     labels, test_labels = dataset.y_train.to(device), dataset.y_test.to(device)  # (n,)
     torch.manual_seed(config.seed)
-    prior = Prior(config, stage1.codebook(), tokens.shape[1], no_class).to(device)
+    prior = Prior(config, stage1.codebook(), stage1.sizes, no_class).to(device)
     training = Training(run_dir, "stage2", prior, config, dataset.sha256, len(tokens))
     prior.train()  # stage 1 stays in eval mode
     for rows in training:
         t, y = tokens[rows], labels[rows]  # (B, N), (B,)
         if config.token_temperature > 0:  # NOTE(ledger 9): the authors' way, with 1
             t = stage1.tokens(x_train[rows], config.token_temperature, training.generator)
-        mask = mask_tokens(t, training.generator)  # (B, N)
+        masks = [mask_tokens(part, training.generator) for part in t.split(prior.sizes, 1)]
         # Series without their class teach what unconditional samples and guidance need.
         chance = torch.rand(len(y), generator=training.generator, device=device)
-        logits = prior(t, mask, torch.where(chance < config.class_dropout, no_class, y))
-        counted = mask if config.loss_on == "masked" else torch.ones_like(mask)  # ledger 7
-        training.update(masked_cross_entropy(logits, t, counted))
+        y = torch.where(chance < config.class_dropout, no_class, y)
+        training.update(band_losses(prior, t, masks, y, config.loss_on))
         if training.validates(config.validate_epochs):
             prior.eval()  # draws of its own, none of training's (Fig. 6.11)
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
             prior.train()
-    training.finish(path, data=dataset.info(), n_tokens=tokens.shape[1])
+    training.finish(path, data=dataset.info())
     return load_stage2(run_dir, device, config, dataset)[0]
 
 def load_stage2(run_dir, device=None, config=None, dataset=None):
@@ -146,7 +165,7 @@ def load_stage2(run_dir, device=None, config=None, dataset=None):
     config = config or read_config(run_dir)  # both stages have to be of these settings
     stage1, _ = load_stage1(run_dir, device, config, dataset)
     prior, checkpoint = load_model(path, "stage2", lambda made_with, saved: Prior(
-        made_with, stage1.codebook(), saved["n_tokens"], len(saved["data"]["classes"])),
+        made_with, stage1.codebook(), stage1.sizes, len(saved["data"]["classes"])),
         device, config, dataset)
     return prior, stage1, checkpoint
 
@@ -169,21 +188,24 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
     After pass t the floor(cos(pi (t+1) / 2T) M) least confident of M are masked again (eq. 3.6).
     """
     if tokens is None:  # nothing is known
-        tokens = torch.zeros(len(labels), prior.n_tokens, dtype=torch.int64, device=labels.device)
+        tokens = torch.zeros(len(labels), sum(prior.sizes), dtype=torch.int64, device=labels.device)
         mask = torch.ones_like(tokens, dtype=torch.bool)
-    to_fill = mask.sum(1, keepdim=True)  # (B, 1) M
-    for t in range(steps):
-        log_p = guided_logits(prior, tokens, mask, labels, guidance).log_softmax(-1)  # (B, N, K)
-        drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).view_as(tokens)
-        tokens = torch.where(mask, drawn, tokens)  # (B, N)
-        # NOTE(ledger 27): noise that falls to 0, and the floor, are the program's. Without it the
-        # surest places, the same for all series, always come first, and samples grow alike.
-        noise = choice_temperature * (1 - (t + 1) / steps)
-        confidence = (log_p.gather(-1, tokens[..., None])[..., 0]  # (B, N)
-                      + noise * gumbel(tokens.shape, generator, tokens.device))
-        confidence = confidence.masked_fill(~mask, math.inf)  # what is known stays known
-        again = (math.cos(math.pi / 2 * (t + 1) / steps) * to_fill).floor()  # (B, 1)
-        mask = confidence.argsort(1).argsort(1) < again  # the lowest ranks
+    parts, tokens = zip(tokens.split(prior.sizes, 1), mask.split(prior.sizes, 1)), tokens[:, :0]
+    for part, masked in parts:  # the low band, then the high one given it
+        mask, tokens = F.pad(masked, (tokens.shape[1], 0)), torch.cat([tokens, part], 1)  # (B, N)
+        to_fill = mask.sum(1, keepdim=True)  # (B, 1) M
+        for t in range(steps):
+            log_p = guided_logits(prior, tokens, mask, labels, guidance).log_softmax(-1)
+            drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator)
+            tokens = torch.where(mask, drawn.view_as(tokens), tokens)  # (B, N)
+            # NOTE(ledger 27): noise that falls to 0, and the floor, are the program's. Without it
+            # the surest places, the same for all series, come first, and samples grow alike.
+            noise = choice_temperature * (1 - (t + 1) / steps)
+            confidence = (log_p.gather(-1, tokens[..., None])[..., 0]  # (B, N)
+                          + noise * gumbel(tokens.shape, generator, tokens.device))
+            confidence = confidence.masked_fill(~mask, math.inf)  # what is known stays known
+            again = (math.cos(math.pi / 2 * (t + 1) / steps) * to_fill).floor()  # (B, 1)
+            mask = confidence.argsort(1).argsort(1) < again  # the lowest ranks
     return tokens
 
 @torch.no_grad()

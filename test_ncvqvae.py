@@ -242,7 +242,7 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
 @pytest.mark.parametrize("fields,message", [
     (dict(method="nave"), "--method nave"), (dict(method="naive", augmentation="warp"), "none is for naive alone"),
     (dict(method="barlow"), "none is for naive alone"), (dict(method="barlow", augmentation="wrap"), "wrap: none of"),
-    (dict(dataset=3), "--dataset 3"), (dict(seed=True), "--seed True"), (dict(seed=1.0), "--seed 1.0"),
+    (dict(views=2), "--views 2"), (dict(bands=3), "--bands 3"), (dict(dataset=3), "--dataset 3"), (dict(seed=True), "--seed True"), (dict(seed=1.0), "--seed 1.0"),
 ])
 def test_a_config_that_cannot_train_is_refused(fields, message):
     with pytest.raises(InputError, match=message):
@@ -541,6 +541,131 @@ def test_total_loss_is_equation_4_5(method):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("method", ["barlow", "vibcreg"])
+def test_two_views_are_partners_and_x_is_not_seen(tmp_path, monkeypatch, method):
+    """Loss by hand: x_A quantised and decoded, continuous z_A against z_B, nothing of x_B reconstructed."""
+    model = tiny_model(method=method, augmentation="gauss", views=2, beta=0.7, eta=2.0).train()
+    a, b = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
+    twin, cut = copy.deepcopy(model), copy.deepcopy(model)
+    loss, terms, _ = model(a, b)
+    band, u = twin.bands[0], ncvqvae.stft(a, 8)
+    z_a = band.encoder(u)                                                    # each view by itself: statistics of its own
+    z_q, _, _ = band.quantizer(z_a)
+    u_hat = band.decoder(z_q, 21)
+    z_b = band.encoder(ncvqvae.stft(b, 8))
+    p = [twin.projector(torch.cat([z.mean((2, 3)), z.amax((2, 3))], 1))[0] for z in (z_a, z_b)]
+    ssl = ncvqvae.barlow_twins_loss(*p) / 64 if method == "barlow" else 0.01 * ncvqvae.vibcreg_loss(*p)
+    expected = F.mse_loss(ncvqvae.istft(u_hat, 8, 40), a) + F.mse_loss(u_hat, u) + 0.7 * F.mse_loss(z_a, z_q.detach()) + 2 * ssl
+    torch.testing.assert_close(loss, expected)
+    assert set(terms) == {"recon_time", "recon_freq", "commitment", "ssl"}
+    for (name, x), y in zip(model.state_dict().items(), twin.state_dict().values()):
+        assert torch.equal(x, y), name                                       # BatchNorm saw A, then B
+    monkeypatch.setattr(ncvqvae.VectorQuantizer, "forward", lambda self, z: (torch.zeros_like(z), torch.zeros(
+        len(z), *z.shape[2:], dtype=torch.int64), z.new_zeros(())))          # the quantiser cut out
+    cut.zero_grad()
+    cut.ssl_loss(*(cut.encode(v)[1] for v in (a, b))).backward()
+    assert all(p.grad.abs().sum() > 0 for p in cut.bands[0].encoder[0].parameters() if p.ndim > 1)
+    monkeypatch.undo()
+
+    seen, encode = [], NCVQVAE.encode
+    monkeypatch.setattr(NCVQVAE, "encode", lambda self, x: (seen.append(x.clone()) if self.training else None) or encode(self, x))
+    own = own_data(tmp_path)
+    ncvqvae.train_stage1(tmp_path / "r", tiny_config(method=method, augmentation="gauss", views=2, stage1_steps=3, dataset=own,
+                                                     validate_epochs=1), device=CPU)
+    x = data.load_dataset(own).x_train
+    assert len(seen) == 6 and not any(torch.equal(row, one) for row in torch.cat(seen) for one in x)
+    for a, b in zip(seen[::2], seen[1::2]):                                  # two draws from the same series
+        assert not torch.equal(a, b) and ((a - b).abs() < 0.5).all()
+
+
+def two_bands(**fields):
+    return tiny_model(bands=2, latent_width=2, latent_width_high=16, **fields)
+
+
+def test_two_bands_are_the_rows_of_u():
+    """Eq. 3.1, 3.2: u without and with its low row; the halves, zero-padded and inverted, add up to the series."""
+    model, x = two_bands().eval(), draw(5, 40, dtype=torch.float32)
+    low, high = model.bands
+    u, z = model.encode(x)
+    assert torch.equal(torch.cat([u[:, :, low.bins], u[:, :, high.bins]], 2), u) and u[:, :, low.bins].shape[2] == 1
+    torch.testing.assert_close(z[0], low.encoder(u[:, :, :1]))
+    torch.testing.assert_close(z[1], high.encoder(u[:, :, 1:]))
+    assert [tuple(z_k.shape[2:]) for z_k in z] == [low.grid, high.grid] and high.grid[1] > low.grid[1]
+    z_q, tokens, commitment = model.quantize(z)
+    u_hat, x_hat = model.decode(z_q)
+    halves = torch.zeros(2, *u.shape)
+    halves[0, :, :, :1], halves[1, :, :, 1:] = low.decoder(z_q[0], 21), high.decoder(z_q[1], 21)
+    torch.testing.assert_close(x_hat, sum(ncvqvae.istft(half, 8, 40) for half in halves))
+    torch.testing.assert_close(commitment, sum(F.mse_loss(a, b) for a, b in zip(z, z_q)))
+    _, terms, _ = model(x)
+    mine = ((u_hat - u)[:, :, :1].square().sum() + (u_hat - u)[:, :, 1:].square().sum()) / u.numel()
+    torch.testing.assert_close(terms["recon_freq"], mine.detach())
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+def test_tokens_and_series_are_each_others_inverse(bands):
+    model, x = tiny_model(bands=bands, latent_width_high=16).eval(), draw(6, 40, dtype=torch.float32)
+    z_q, ids, _ = model.quantize(model.encode(x)[1])
+    tokens, sizes = model.tokens(x), model.sizes
+    assert torch.equal(tokens, ids) and tokens.shape[1] == sum(sizes) and len(model.codebook()) == 32 * bands
+    for k, part in enumerate(tokens.split(sizes, 1)):                        # each band's ids are its codes'
+        assert part.min() >= 32 * k and part.max() < 32 * (k + 1)
+    looked_up = model.codebook()[tokens]
+    torch.testing.assert_close(looked_up[:, :sizes[0]].transpose(1, 2), z_q[0].flatten(2))
+    torch.testing.assert_close(model.series(tokens), model.decode(z_q)[1])
+
+
+def test_the_projector_sees_both_bands():
+    model = two_bands(method="barlow", augmentation="slice").train()
+    z, z_aug = ([draw(8, 16, 1, 5, seed=s, dtype=torch.float32), draw(8, 16, 4, 10, seed=s + 1, dtype=torch.float32)] for s in (0, 5))
+    both = [torch.cat([torch.cat([part.mean((2, 3)), part.amax((2, 3))], 1) for part in side], 1) for side in (z, z_aug)]
+    assert both[0].shape == (8, 64)
+    expected = ncvqvae.barlow_twins_loss(*(model.projector(side)[0] for side in both)) / 64
+    torch.testing.assert_close(model.ssl_loss(z, z_aug), expected)
+
+
+def banded_prior():
+    torch.manual_seed(0)
+    return Prior(Config(prior_hidden=32, prior_layers=1), draw(10, 8, dtype=torch.float32), [3, 8], 2)
+
+
+def test_the_prior_of_two_bands_goes_from_low_to_high():
+    p = banded_prior()
+    t = torch.cat([torch.randint(0, 5, (4, 3), generator=generator()), torch.randint(5, 10, (4, 8), generator=generator(1))], 1)
+    y, masks = torch.tensor([0, 1, 2, 1]), [prior.mask_tokens(part, generator(2)) for part in t.split([3, 8], 1)]
+    logits = p(t, torch.cat(masks, 1), y).softmax(-1)
+    assert (logits[:, :3, 5:] == 0).all() and (logits[:, 3:, :5] == 0).all()           # codes of the other band
+    low = p(t[:, :3], masks[0], y)                                           # nothing of the high band is there to be seen
+    high = p(t, torch.cat([torch.zeros_like(masks[0]), masks[1]], 1), y)[:, 3:]        # the low one is known
+    expected = [-v.log_softmax(-1).gather(-1, part[..., None])[..., 0][m].mean()
+                for v, part, m in zip((low, high), t.split([3, 8], 1), masks)]
+    torch.testing.assert_close(prior.band_losses(p, t, masks, y), sum(expected) / 2)
+    torch.testing.assert_close(prior.band_losses(p, t, masks, y, "all"), sum(
+        -v.log_softmax(-1).gather(-1, part[..., None]).mean() for v, part in zip((low, high), t.split([3, 8], 1))) / 2)
+    calls = []
+    handle = p.register_forward_pre_hook(lambda _, inputs: calls.append([v.clone() for v in inputs]))
+    out = prior.iterative_decode(p, torch.arange(3), generator(), 4, guidance=1.5)
+    handle.remove()
+    assert [len(c[0][0]) for c in calls] == [3] * 4 + [11] * 4
+    for tokens, mask, _ in calls[4:]:                                        # drawing the high band leaves the low one
+        assert torch.equal(tokens[:3, :3], out[:, :3]) and not mask[:, :3].any()
+    assert calls[4][1][:, 3:].all() and (out[:, :3] < 5).all() and (out[:, 3:] >= 5).all()
+
+
+def test_bands_and_views_compose_through_all_stages(tmp_path):
+    run = tmp_path / "own/vibcreg-slice/seed1"
+    config = tiny_config(dataset=own_data(tmp_path), method="vibcreg", augmentation="slice", bands=2, views=2, stage1_steps=4,
+                         stage2_steps=4, token_temperature=1.0)
+    m = run_all(run, config)
+    assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS) and m["codes_used"] > 2
+    model = ncvqvae.load_stage1(run, CPU)[0]
+    assert ncvqvae.encode_split(model, data.load_dataset(config.dataset).x_test)["pooled"].shape == (16, 32)
+    with pytest.raises(InputError, match="stage1.pt: made with bands = 2, this run has 1"):
+        ncvqvae.train_stage1(run, dataclasses.replace(config, bands=1), device=CPU)
+    command(prior, "sample", run, "--n", 3, "--out", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["X"].shape == (3, 1, 31)
+
+
 def test_the_maximum_of_tied_codes_sends_its_gradient_to_one_place():
     z = torch.zeros(2, 3, 5, 4)
     z[:, :, 1, 2] = z[:, :, 4, 0] = 1.0                                      # a code that is there twice
@@ -625,7 +750,7 @@ def test_projector_keeps_the_views_statistics_apart():
 
 def tiny_prior(K=7, N=10, classes=3, **fields):
     torch.manual_seed(0)
-    return Prior(Config(prior_hidden=32, prior_layers=2, **fields), draw(K, 8, seed=5, dtype=torch.float32), N, classes)
+    return Prior(Config(prior_hidden=32, prior_layers=2, **fields), draw(K, 8, seed=5, dtype=torch.float32), [N], classes)
 
 
 def test_mask_tokens_counts_and_mean_share():
@@ -703,7 +828,7 @@ class Recorder(torch.nn.Module):
     """A prior that prefers token (position mod K), and notes what it is asked."""
     def __init__(self, K=5, N=12):
         super().__init__()
-        self.n_tokens, self.no_class, self.K, self.calls = N, 3, K, []
+        self.n_tokens, self.sizes, self.no_class, self.K, self.calls = N, [N], 3, K, []
 
     def forward(self, tokens, mask, labels):
         self.calls.append((tokens.clone(), mask.clone(), labels.clone()))
@@ -991,7 +1116,7 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
         expected[key] = (classifier.fit(f["train"], y["train"]).predict(f["test"]) == y["test"]).mean()
 
     second = torch.load(run / "stage2.pt", weights_only=True)
-    p = Prior(config, band.quantizer.codebook, tokens.shape[1], 3)
+    p = Prior(config, band.quantizer.codebook, [tokens.shape[1]], 3)
     p.load_state_dict(second["state"])
     p.eval()
     mask = prior.mask_tokens(tokens, generator(0))
@@ -1171,7 +1296,7 @@ def test_training_follows_adamw_and_the_cosine(tmp_path):
 
 
 CHANGES = {"seed": 2, "precision": "bf16", "stage1_steps": 2, "stage1_batch": 12, "stage1_lr": 1e-2, "stage1_weight_decay": 5.0,
-           "n_fft": 16, "width": 8, "latent_width": 2, "residual_kernel": 3, "residual_norm": "none", "n_codes": 5,
+           "views": 2, "bands": 2, "n_fft": 16, "width": 8, "latent_width": 2, "residual_kernel": 3, "residual_norm": "none", "n_codes": 5,
            "ema_decay": 0.5, "ema_initial_count": 0.0, "beta": 2.0, "eta": 2.0, "zeta": 0.5, "similarity_weight": 1.0,
            "variance_weight": 1.0, "covariance_weight": 1.0, "projector_dim": 128, "augmentation": "gauss", "method": "barlow"}
 CHANGES2 = {"seed": 2, "precision": "bf16", "stage2_steps": 2, "stage2_batch": 12, "stage2_lr": 1e-2, "stage2_weight_decay": 5.0,
@@ -1187,7 +1312,7 @@ def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_pa
     def weights(state):
         return torch.cat([v.flatten().double() for v in state.values() if v.is_floating_point()])
     names = [f.name for f in dataclasses.fields(Config)]
-    assert set(base.behind("stage1")) - {"stage1_epochs", "barlow_lambda"} == set(CHANGES)
+    assert set(base.behind("stage1")) - {"stage1_epochs", "barlow_lambda", "latent_width_high"} == set(CHANGES)
     reference = weights(ncvqvae.train_stage1(tmp_path / "base", base, device=CPU).state_dict())
     for name, value in CHANGES.items():
         changed = dataclasses.replace(base, **{name: value})
