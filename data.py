@@ -2,14 +2,11 @@
 
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
-Every setting of a run, and the parser made from it; reading, the toy set, download; augmentations;
-files, device, lock. Nothing here knows a model.
+Nothing here knows a model. Letters: B batch, L length, n series.
 
     python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # (1000, 128)
-
-Letters: B batch, L length, n series.
 """
-import argparse, contextlib, fcntl, hashlib, inspect, io, itertools, json, math, os, re, socket
+import argparse, contextlib, fcntl, hashlib, inspect, io, itertools, json, math, os, re
 import subprocess, sys, tempfile, urllib.request, zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# name: (train, test, classes, length, Zenodo record). The first four are thesis Table 5.2.
+# name: (train, test, classes, length, Zenodo record), the first four of thesis Table 5.2.
 THESIS_SETS = {
     "FordA": (3601, 1320, 2, 500, 11191164), "ElectricDevices": (8926, 7711, 7, 96, 11190880),
     "StarLightCurves": (1000, 8236, 3, 1024, 11198308), "Wafer": (1000, 6164, 2, 152, 11198387),
@@ -30,7 +27,7 @@ THESIS_SETS = {
 MAX_ROW = 4_000_000  # characters; more is no UCR set
 
 class InputError(ValueError):
-    """What the user can mend: one line of file or flag, value, mend. Commands print it, exit 1."""
+    """What the user can mend, in one line: commands print it and exit 1."""
 
 def refuse(wrong, message):
     """Raise InputError(message) where something is wrong."""
@@ -48,9 +45,9 @@ def usable(what):
             text = f"{what}: cannot be used ({text}); mend or remove it"
         raise InputError(text) from None
 
-# ---- Settings: `ncvqvae.py RUN --flags` writes RUN/config.json, which later stages read ----
-def number(default, low, high):
-    """A field with inclusive bounds. nan lies between no two numbers, so it is refused too."""
+# ---- Settings: `ncvqvae.py RUN --flags` writes RUN/config.json for the later stages ----
+def number(default, low, high=10**6):
+    """A field with inclusive bounds; nan lies between no two numbers."""
     kinds = (int,) if type(default) is int else (int, float)  # True is of neither
     return field(default=default, metadata=dict(
         wanted=f"{'a whole' if kinds == (int,) else 'a'} number from {low} to {high}",
@@ -72,52 +69,52 @@ class Config:
     views: int = choice(1, 2)  # 2: x_A = T(x), x_B = T'(x), x itself unseen (drafts, ledger 32)
     bands: int = choice(1, 2)  # 2: row 0 of u apart from the others, TimeVQVAE (§3.1, ledger 33)
     precision: str = choice("float32", "tf32", "bf16")  # of convolutions and products
-    stage1_epochs: int = number(1000, 0, 10**6)  # §5.1.1
-    stage1_steps: int = number(0, 0, 10**9)  # optimiser steps instead of epochs where not 0
-    stage1_batch: int = number(128, 2, 10**6)  # §5.1.1; BatchNorm needs two series
-    stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
+    stage1_epochs: int = number(1000, 0)  # §5.1.1
+    stage1_steps: int = number(0, 0)  # optimiser steps instead of epochs where not 0
+    stage1_batch: int = number(128, 2)  # §5.1.1; BatchNorm needs two series
+    stage1_lr: float = number(1e-3, 1e-12)  # AdamW, cosine to 0 (§5.1.1)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
     n_fft: int = number(8, 4, 4096)  # §5.1.1; hop n_fft/4
-    width: int = number(64, 1, 4096)  # D: channels, and size of a code
-    latent_width: int = number(8, 1, 10**6)  # frames of z aimed at; text: 32 (ledger 1)
-    latent_width_high: int = number(32, 1, 10**6)  # of the high band
+    width: int = number(64, 1)  # D: channels, and size of a code
+    latent_width: int = number(8, 1)  # frames of z aimed at; text: 32 (ledger 1)
+    latent_width_high: int = number(32, 1)  # of the high band
     residual_kernel: int = choice(1, 3)  # second convolution of a residual block (ledger 2)
     residual_norm: str = choice("encoder", "both", "none")  # BatchNorm in it (ledger 20)
-    n_codes: int = number(32, 1, 10**6)  # K, codebook size (§5.1.1)
+    n_codes: int = number(32, 1)  # K, codebook size (§5.1.1)
     ema_decay: float = number(0.9, 0, 0.999999)  # of the codebook's moving averages (§5.1.1)
-    ema_initial_count: float = number(1.0, 0, 1e9)  # uses of each code at the start (ledger 4)
-    beta: float = number(1.0, 0, 1e9)  # commitment, eq. 4.1
-    eta: float = number(1.0, 0, 1e9)  # factor on eq. 4.5's: 1/P, 0.01
-    zeta: float = number(0.1, 0, 1e9)  # augmented reconstruction, eq. 4.5
-    barlow_lambda: float = number(0.005, 0, 1e9) # redundancy reduction, eq. 3.7
-    similarity_weight: float = number(25.0, 0, 1e9)  # lambda of eq. 3.15, on a mean (ledger 5)
-    variance_weight: float = number(25.0, 0, 1e9)  # mu of eq. 3.15
-    covariance_weight: float = number(100.0, 0, 1e9)  # nu of eq. 3.15, no 1/(B-1) in C (ledger 6)
-    projector_dim: int = number(4096, 1, 10**6)  # P, all three layers (§5.1.1)
+    ema_initial_count: float = number(1.0, 0)  # uses of each code at the start (ledger 4)
+    beta: float = number(1.0, 0)  # commitment, eq. 4.1
+    eta: float = number(1.0, 0)  # factor on eq. 4.5's: 1/P, 0.01
+    zeta: float = number(0.1, 0)  # augmented reconstruction, eq. 4.5
+    barlow_lambda: float = number(0.005, 0)  # redundancy reduction, eq. 3.7
+    similarity_weight: float = number(25.0, 0)  # lambda of eq. 3.15, on a mean (ledger 5)
+    variance_weight: float = number(25.0, 0)  # mu of eq. 3.15
+    covariance_weight: float = number(100.0, 0)  # nu of eq. 3.15, no 1/(B-1) in C (ledger 6)
+    projector_dim: int = number(4096, 1)  # P, all three layers (§5.1.1)
     # Stage 2
-    stage2_epochs: int = number(1000, 0, 10**6)  # §5.1.1
-    stage2_steps: int = number(0, 0, 10**9)  # optimiser steps instead of epochs where not 0
-    stage2_batch: int = number(256, 1, 10**6)  # §5.1.1
-    stage2_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
+    stage2_epochs: int = number(1000, 0)  # §5.1.1
+    stage2_steps: int = number(0, 0)  # optimiser steps instead of epochs where not 0
+    stage2_batch: int = number(256, 1)  # §5.1.1
+    stage2_lr: float = number(1e-3, 1e-12)  # AdamW, cosine to 0 (§5.1.1)
     stage2_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1
-    prior_hidden: int = number(256, 1, 10**5)  # E, Table 5.1
+    prior_hidden: int = number(256, 1)  # E, Table 5.1
     prior_layers: int = number(4, 1, 1000)  # Table 5.1
     prior_heads: int = number(2, 1, 1000)  # Table 5.1; 4 in the paper (ledger 17)
     prior_ff_ratio: int = number(1, 1, 1000)  # Table 5.1
     class_dropout: float = number(0.2, 0, 1)  # share of series trained without their class
     embedding: str = choice("codebook", "random")  # start of the token vectors (§4.1.2)
     loss_on: str = choice("masked", "all")  # tokens in the cross-entropy, eq. 3.5 (ledger 7)
-    token_temperature: float = number(0.0, 0, 1e9)  # 1: drawn from softmax(-d^2) (ledger 9)
+    token_temperature: float = number(0.0, 0)  # 1: drawn from softmax(-d^2) (ledger 9)
     # Sampling and evaluation
     stages: int = choice(2, 1)  # 1 stops after stage 1 and its probes
-    validate_epochs: int = number(20, 0, 10**6)  # between looks at the test split; 0: never
-    decode_steps: int = number(10, 1, 10**5)  # T, §5.1.1
-    choice_temperature: float = number(4.0, 0, 1e9)  # Gumbel noise on the confidence, falls to 0
+    validate_epochs: int = number(20, 0)  # between looks at the test split; 0: never
+    decode_steps: int = number(10, 1)  # T, §5.1.1
+    choice_temperature: float = number(4.0, 0)  # Gumbel noise on the confidence, falls to 0
     guidance: float = number(1.0, -1e3, 1e3)  # s in l_0 + s (l_c - l_0); 1: the class alone
-    fcn_epochs: int = number(1000, 1, 10**6)  # classifier behind FID and IS (ledger 15)
-    cas_epochs: int = number(1000, 1, 10**6)  # classifier on generated series (ledger 16)
-    fcn_batch: int = number(256, 2, 10**6)  # both classifiers
-    fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
+    fcn_epochs: int = number(1000, 1)  # classifier behind FID and IS (ledger 15)
+    cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
+    fcn_batch: int = number(256, 2)  # both classifiers
+    fcn_lr: float = number(1e-3, 1e-12)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
 
     def __post_init__(self):
@@ -138,7 +135,7 @@ class Config:
         refuse(not self.stage2_epochs + self.stage2_steps, "--stage2-epochs 0: nothing to train")
 
     def behind(self, result):
-        """The fields that "stage1", "stage2", "fcn" or "metrics" depend on, as a dict."""
+        """The fields that "stage1", "stage2", "fcn" or "metrics" depend on."""
         not_behind = "dataset", "stages", "validate_epochs"  # sha256 stands for the dataset
         kept = {k: v for k, v in asdict(self).items() if k not in not_behind}
         if result == "fcn":
@@ -162,7 +159,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 def add_flags(parser, first="dataset", last="fcn_weight_decay", left_out=()):
-    """--preset and a --flag per field from first to last; helps are Config's own comments."""
+    """--preset, and a --flag per field from first to last with Config's comment as its help."""
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
     parser.add_argument("--preset", choices=PRESETS, help="start values [toy: toy; else thesis]")
     names = [f.name for f in fields(Config)]
@@ -207,13 +204,13 @@ class Dataset:
         return x.double().numpy() * self.std + self.mean
 
     def label(self, word):
-        """Index of the class that the data calls `word`. Raises InputError for an unknown one."""
+        """Index of the class that the data calls `word`. InputError for an unknown one."""
         words, word = [str(c) for c in self.classes], str(parse_label(str(word)))
         refuse(word not in words, f"class {word}: {self.name} has {', '.join(words) or 'none'}")
         return words.index(word)
 
 def parse_label(text):
-    """Labels are numbers in most files ("1", "1.0", "1e+00" are one class), words in some."""
+    """A number where it is one ("1", "1.0", "1e+00" are one class), else the word."""
     for kind in (int, float):  # int first: large ones stay apart
         with contextlib.suppress(ValueError):
             value = kind("_" if "_" in text else text)  # Python reads 1_0 as 10
@@ -222,10 +219,9 @@ def parse_label(text):
     return text  # "inf" and "nan" too
 
 def read_split(path):
-    """Read a UCR split: x float64 (n, L) and a list of n labels.
+    """Read a UCR split: x float64 (n, L) and a list of n labels. InputError with file and row.
 
     .tsv (label first, tabs), .txt (label first, blanks), .ts (header, commas, `:label` last).
-    Raises InputError with file and row: no number, unequal lengths, overlong, not UTF-8.
     """
     path, rows, labels = Path(path), [], []
     separator = {".ts": ",", ".tsv": "\t"}.get(path.suffix)  # None: blanks
@@ -249,14 +245,14 @@ def read_split(path):
     return np.stack(rows), labels
 
 def as_series(x, where):
-    """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L); InputError for others."""
+    """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L)."""
     x = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x  # (n, L)
     refuse(x.ndim != 2 or x.dtype.kind not in "fiu",
            f"{where}: {x.dtype} {x.shape}, should be numbers (n, L), one channel")
     return x.astype(np.float64)
 
 def read_npz(path):
-    """Own data X_train, y_train, X_test, y_test: [(x (n, L), labels or None)] of both splits."""
+    """Own data: [(x (n, L), labels or None)] of both splits."""
     arrays, splits = read_arrays(path), []
     labelled = "y_train" in arrays or "y_test" in arrays
     needed = ["X_train", "X_test"] + ["y_train", "y_test"] * labelled
@@ -272,7 +268,7 @@ def read_npz(path):
 def load_dataset(name, root=None):
     """`toy`, a UCR set in root/NAME (root: $UCR_DIR or datasets), or an own .npz's path -> Dataset.
 
-    Raises InputError: NaN, one class, too few or short, a label of the test split alone. §5.2.
+    InputError: NaN, one class, too few or short, a label of the test split alone. §5.2.
     """
     root = root or os.environ.get("UCR_DIR") or "datasets"
     files = f"{name}, train", f"{name}, test"
@@ -303,7 +299,7 @@ def load_dataset(name, root=None):
             for row, word in enumerate(words, 1):
                 refuse(word not in index or len(index) < 2 or str(word).lower() in ("", "nan"),
                        f"{name}: {file}, series {row} has label {word!r}; should be one of at "
-                       f"least 2 that the train split shows: {classes}")
+                       f"least 2 of the train split: {classes}")
         y_train, y_test = (torch.tensor([index[v] for v in y]) for y in parsed)
     else:
         y_train, y_test = torch.zeros(n, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
@@ -316,13 +312,13 @@ def load_dataset(name, root=None):
                                      "inf; fill the gap or remove it")
             refuse(not 1e-13 * np.abs(x_train).max() < std < math.inf,  # float64 resolves 1e-16
                    f"{name}: {files[0]} has mean {mean:g}, standard deviation {std:g}: nothing to "
-                   "standardise; rescale it or take off its offset")
+                   "standardise; rescale it")
             refuse(not near.all(), f"{name}: {file}, series {near.argmin() + 1} lies over 1e9 "
-                                   "standard deviations from the train mean; mend or remove it")
+                                   "standard deviations off; mend or remove it")
     found = (n, m, len(classes), L)
     if not (complete := found == THESIS_SETS.get(name, found)[:4]):
         print(f"WARNING: {name}: train, test, classes, length are {found}, Table 5.2 has "
-              f"{THESIS_SETS[name][:4]}; complete_data is false", file=sys.stderr)
+              f"{THESIS_SETS[name][:4]}", file=sys.stderr)
     raw = [np.asarray(a).tobytes() for a in (x_train, x_test, y_train, y_test)]
     x_train, x_test = (torch.from_numpy(x.astype(np.float32)) for x in scaled)  # (n, L)
     return Dataset(name, L, mean, std, classes, complete, hashlib.sha256(b"".join(raw)).hexdigest(),
@@ -331,8 +327,8 @@ def load_dataset(name, root=None):
 def two_patterns(n, length, seed, noise=1.0):
     """The process of Geurts (2002): noise with two steps, each up (-5, 5) or down (5, -5).
 
-    x float32 (n, length) in original units, y int64 (n,) = 2 (first is up) + (second is up). Place
-    and width of the steps are random; classes are balanced to within one series.
+    x float32 (n, length) in original units, y int64 (n,) = 2 (first is up) + (second is up),
+    balanced to within one series. Place and width of the steps are random.
     """
     rng = np.random.default_rng(seed)
     x = noise * rng.standard_normal((n, length))
@@ -347,15 +343,15 @@ def two_patterns(n, length, seed, noise=1.0):
             x[i, half:end] += 5 if up else -5
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
 
-# ---- Download: both splits are read in a temporary folder before they get their place ----
+# ---- Download: what can be read gets its place ----
 def find_splits(name, root):
-    """Paths of root/NAME/NAME_TRAIN.tsv (or .ts, .txt) and NAME_TEST; None for what is missing."""
+    """Paths of root/NAME/NAME_TRAIN.tsv (.ts, .txt) and NAME_TEST; None for what is missing."""
     stems = [Path(root) / name / f"{name}_{split}" for split in ("TRAIN", "TEST")]
     return [next((p for s in (".tsv", ".ts", ".txt") if (p := Path(f"{stem}{s}")).is_file()), None)
             for stem in stems]
 
 def _fetch(url, folder):
-    """Put the file behind a URL into a folder, or both splits where it is a zip."""
+    """Put the file behind a URL into a folder, of a zip both splits."""
     request = urllib.request.Request(url, headers={"User-Agent": "ncvqvae"})
     with urllib.request.urlopen(request, timeout=60) as reply:
         body = reply.read()
@@ -369,7 +365,7 @@ def _fetch(url, folder):
                 archive.extract(member, folder)
 
 def download_dataset(name, root):
-    """Download a UCR set into root/NAME from the first host ($UCR_MIRROR) that has it whole."""
+    """Download a UCR set into root/NAME from the first host that has it whole."""
     hosts = {"https://timeseriesclassification.com": [f"aeon-toolkit/{name}.zip"]}
     if name in THESIS_SETS:
         record = f"records/{THESIS_SETS[name][4]}/files/{name}"
@@ -385,7 +381,7 @@ def download_dataset(name, root):
                     _fetch(f"{os.environ.get('UCR_MIRROR') or host}/{path}", folder)
                 files = find_splits(name, staging)
                 refuse(None in files, f"no {name}_TRAIN or _TEST")
-                for file in files:  # only what can be read gets its place
+                for file in files:
                     read_split(file)
                 final.mkdir(exist_ok=True)
                 return [os.replace(file, final / file.name) for file in files]
@@ -395,7 +391,7 @@ def download_dataset(name, root):
                      "from www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone), put "
                      f"{name}_TRAIN.tsv and {name}_TEST.tsv into {final}/")
 
-# ---- Augmentations (thesis §5.1.1; drafts of the project thesis): x (B, L) -> (B, L) ----
+# ---- Augmentations (§5.1.1; drafts of the project thesis): x (B, L) -> (B, L) ----
 # On x's device, in its dtype, a fresh draw per series.
 def _uniform(x, shape, low, high, g):
     return low + (high - low) * torch.rand(shape, generator=g, device=x.device, dtype=x.dtype)
@@ -404,14 +400,14 @@ def _normal(x, shape, g):
     return torch.randn(shape, generator=g, device=x.device, dtype=x.dtype)
 
 def amplitude_resize(x, generator=None, std=0.2):
-    """Each series times 1 + N(0, std^2): peaks of a class differ in height. §5.1.1."""
+    """Each series times 1 + N(0, std^2): peaks differ in height. §5.1.1."""
     return x * (1 + std * _normal(x, (len(x), 1), generator))
 
 def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
-    """Slow a random window by U[low, high], interpolate back to length L. Thesis §5.1.1.
+    """Slow a random window by U[low, high], interpolate back to length L. §5.1.1.
 
-    Stretching [a, a + w] by s warps the axis to tau(i) = i before it, a + s(i - a) inside,
-    i + (s - 1)w behind. Output j reads where tau = j tau(L-1)/(L-1): end points stay.
+    Stretching [a, a + w] by s: tau(i) = i before it, a + s(i - a) inside, i + (s - 1)w behind.
+    Output j reads where tau = j tau(L-1)/(L-1): end points stay.
     """
     B, L = x.shape
     w = max(1, round(window * (L - 1)))  # in steps between samples
@@ -426,12 +422,12 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     return x.gather(1, left) * (1 - weight) + x.gather(1, left + 1) * weight
 
 def slice_and_shuffle(x, generator=None, pieces=4):
-    """Cut each series at random places and permute the pieces. Thesis §5.1.1.
+    """Cut each series at random places and permute the pieces. §5.1.1.
 
     That there is a peak should matter more than where.
     """
     B, L = x.shape
-    # Distinct cuts in 1 .. L-1: the places of the pieces - 1 smallest of L - 1 random numbers.
+    # Distinct cuts in 1 .. L-1: the places of the smallest of L - 1 random numbers.
     cuts = 1 + torch.rand(B, L - 1, generator=generator, device=x.device).argsort(1)[:, :pieces - 1]
     place = torch.rand(B, pieces, generator=generator, device=x.device).argsort(1)  # (B, pieces)
     i = torch.arange(L, device=x.device)  # (L)
@@ -439,7 +435,7 @@ def slice_and_shuffle(x, generator=None, pieces=4):
     return x.gather(1, (place.gather(1, piece) * L + i).argsort(1))  # by new place, then by old
 
 def gaussian_noise(x, generator=None, std=0.05):
-    """Add N(0, std^2) to each point: high frequencies, which VQ-VAEs reconstruct worst. §5.1.1."""
+    """Add N(0, std^2): high frequencies, which VQ-VAEs reconstruct worst. §5.1.1."""
     return x + std * _normal(x, x.shape, generator)
 
 def flip(x, generator=None):
@@ -452,7 +448,7 @@ def slope(x, generator=None, limit=0.01):
     return x + _uniform(x, (len(x), 1), -limit, limit, generator) * time
 
 def phase_shift(x, generator=None, limit=math.pi / 4):
-    """Add U[-limit, limit] to the phase of each bin and frame of an STFT. Drafts (ledger 23)."""
+    """Add U[-limit, limit] to the phase of each bin and frame. Drafts (ledger 23)."""
     n_fft = 2 ** math.ceil(math.log2(x.shape[1]))  # hop n_fft/4, no window
     window = torch.ones(n_fft, device=x.device, dtype=x.dtype)
     u = torch.stft(x, n_fft, window=window, return_complex=True)  # (B, n_fft/2+1, frames)
@@ -460,7 +456,7 @@ def phase_shift(x, generator=None, limit=math.pi / 4):
     return torch.istft(u * turn, n_fft, window=window, length=x.shape[1])
 
 def roundtrip(x, generator=None):
-    """What published views went through at last: the last L mod 8 samples are 0 (ledger 18)."""
+    """The last L mod 8 samples are 0, as in the published views (ledger 18)."""
     # Not told the length, an inverse STFT of n_fft 32, hop 8 ends with the last whole hop.
     return torch.nn.functional.pad(x[:, :x.shape[1] // 8 * 8], (0, x.shape[1] % 8))
 
@@ -472,18 +468,17 @@ AUGMENTATIONS = {
 }
 
 def augment(x, spec, generator=None):
-    """The view x' = T(x), x (B, L) -> (B, L); spec joins AUGMENTATIONS by +, applied in order."""
-    for name in spec.split("+"):
-        refuse(name not in AUGMENTATIONS, f"augmentation {name!r}: none of {[*AUGMENTATIONS]}")
+    """The view x' = T(x), (B, L) -> (B, L); spec joins AUGMENTATIONS by +, in their order."""
+    for name in spec.split("+"):  # e.g. warp+gauss
         x = AUGMENTATIONS[name](x, generator)
     return x
 
 # ---- Device, files that are whole or not there, the lock ----
 def pick_device(precision="float32"):
     """$DEVICE, else cuda, else cpu. Sets what float32 means there."""
-    # Apple's mps has to be asked for: some releases of torch compute wrongly on it.
+    # mps has to be asked for: some releases of torch compute wrongly on it.
     name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    # Recent GPUs round convolutions to TF32 unless told not to, products if told to.
+    # GPUs round convolutions to TF32 unless told not to, products if told to.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with usable(f"DEVICE={name}"):
         device = torch.Generator(torch.ones(1, device=name).device).device
@@ -507,7 +502,7 @@ def run_command(main):
             raise
         sys.exit(f"{text}; make a batch or a width smaller")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+        sys.exit("interrupted; the same command goes on")
 
 def write_atomic(path, write):
     """write(file) under another name, then rename: path is the old file or the new."""
@@ -546,7 +541,7 @@ def read_json(path):
     return _read(path, lambda path: json.loads(Path(path).read_text()))
 
 def load_checkpoint(path):
-    """A checkpoint's dict, on the CPU. weights_only: nothing that a file carries is executed."""
+    """A checkpoint's dict. weights_only: nothing that a file carries is executed."""
     return _read(path, lambda path: torch.load(path, "cpu", weights_only=True))
 
 def read_config(run_dir):
@@ -555,36 +550,32 @@ def read_config(run_dir):
     return _read(path, lambda path: Config(**json.loads(path.read_text())), Config)
 
 def check_same(path, saved, wanted):
-    """Refuse a file made with other settings or data (two dicts), naming what differs."""
+    """Refuse a file made with other settings or data, naming what differs."""
     for key in sorted(set(saved) | set(wanted)):
         refuse(saved.get(key) != wanted.get(key), f"{path}: made with {key} = {saved.get(key)!r}, "
                f"this run has {wanted.get(key)!r}; change that, remove it, or set another OUT")
 
 @contextlib.contextmanager
 def hold(folder, wait=False):
-    """Hold a folder for this process. A second one is told who holds it, or waits its turn."""
+    """Hold a folder for this process. A second one is refused, or waits its turn."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / ".lock", "a+b", buffering=0) as file:
+    with open(Path(folder) / ".lock", "a") as file:  # closing it, or dying, lets go
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            holder = Path(file.name).read_text(errors="replace") or "another process"
-            raise InputError(f"{folder}: {holder} works on it; wait or set another OUT") from None
+            raise InputError(f"{folder}: another process works on it; wait or set another OUT")
         except OSError:  # some network file systems have none
             print(f"WARNING: {folder}: no lock; start no second process on it", file=sys.stderr)
-        with contextlib.suppress(OSError):  # on a full disk the first result will say so
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield  # closing the file, or dying, lets go
+        yield
 
 def git_commit():
     """The checkout's commit, None outside one."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError):  # no git
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).resolve().parent,
+                              capture_output=True, text=True).stdout.strip() or None
 
 def main():
-    """Refuse a wrong value anywhere in a grid, for run.sh, before anything runs."""
+    """Refuse a wrong value anywhere in run.sh's grid before anything runs."""
     parser = Parser(prog="run.sh", allow_abbrev=False)
     for position in ("methods", "augmentations", "seeds"):
         parser.add_argument(position, type=lambda text: text.split(","))

@@ -33,11 +33,11 @@ METRICS = ("recon", "recon_time", "recon_timefreq", "recon_last_batch", "knn", "
            "nn_ratio", "fcn_accuracy", "n_train", "n_test", "n_generated", "length", "n_classes",
            "seconds_stage1", "seconds_stage2", "seconds_evaluate", "complete_data")
 
-# ---- Stage 1: probes and codes (thesis §6.1) ----
+# ---- Stage 1: probes and codes (§6.1) ----
 def probe(z_train, y_train, z_test, y_test):
-    """Test accuracy of KNN (k = 5) and a linear SVM (C = 1). z (n, D), y (n,). Thesis §5.1.2.
+    """Test accuracy of KNN (k = 5) and a linear SVM (C = 1). z (n, D), y (n,). §5.1.2.
 
-    Features are scaled to (-1, 1) by the train split's extremes, as the program does (ledger 31).
+    Features are scaled to (-1, 1) by the train split's extremes (ledger 31).
     """
     def score(classifier):
         pipeline = make_pipeline(MinMaxScaler((-1, 1)), classifier).fit(z_train, y_train)
@@ -45,18 +45,18 @@ def probe(z_train, y_train, z_test, y_test):
     return score(KNeighborsClassifier(min(5, len(z_train)))), score(SVC(kernel="linear", C=1.0))
 
 def code_usage(tokens, n_codes):
-    """Codes in use and the perplexity exp(entropy) of their shares. tokens (n, N) -> int, float."""
+    """Codes in use, the perplexity exp(entropy) of their shares. tokens (n, N) -> int, float."""
     p = torch.bincount(tokens.flatten(), minlength=n_codes).double()  # (K) counts
     p = p / p.sum()  # (K) shares
     return int((p > 0).sum()), float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
-# ---- The classifier behind IS, FID and CAS (Wang et al. 2017; thesis §2.7.1, ledger 15) ----
+# ---- The classifier behind IS, FID and CAS (Wang et al. 2017; §2.7.1, ledger 15) ----
 class FCN(nn.Module):
     """Fully convolutional classifier, filters of width 8, 5, 3. x (B, L) -> logits (B, K)."""
     def __init__(self, n_classes, precision="float32"):
         super().__init__()
         self.precision = precision
-        # A 1 x k Conv2d in channels_last computes what Conv1d does, 1.4 times faster on a CPU.
+        # Conv1d as Conv2d in channels_last: 1.4 times faster on a CPU.
         self.convs = nn.Sequential(*[
             nn.Sequential(nn.Conv2d(a, b, (1, k), padding=padding), nn.BatchNorm2d(b),
                           nn.ReLU(inplace=True))
@@ -66,22 +66,21 @@ class FCN(nn.Module):
     def features(self, x):
         """Average-pooled features (B, L) -> (B, P) float32, what FID compares."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            # "same" for an even width is 3 before, 4 behind (ledger 30); torch would warn of it.
+            # "same" for width 8: 3 before, 4 behind (ledger 30); torch would warn of it.
             h = self.convs(F.pad(x, (3, 4))[:, None, None])  # (B, P, 1, L)
         return h.float().mean((2, 3))
 
     def forward(self, x):
         return self.head(self.features(x))
 
-def train_fcn(x, y, n_classes, config, folder, name, device):
+def train_fcn(x, y, n_classes, config, folder, name):
     """Train an FCN on x (n, L), y (n,) in 0..K-1. -> FCN in eval mode, its unfinished Training.
 
-    AdamW, cosine, all epochs: the recipe of the published classifiers (ledger 15).
+    AdamW, cosine, all epochs, as published (ledger 15).
     """
+    device = pick_device(config.precision)
     torch.manual_seed(config.seed)
     model = FCN(n_classes, config.precision).to(device)
-    if device.type != "mps":
-        model.to(memory_format=torch.channels_last)
     digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
     training = Training(folder, "fcn", model, config, digest, len(x), name)
     x, y = x.to(device), y.to(device)  # (n, L), (n,)
@@ -92,7 +91,7 @@ def train_fcn(x, y, n_classes, config, folder, name, device):
         training.update(F.cross_entropy(logits, y[rows]), accuracy=right)
     return model.eval().requires_grad_(False), training
 
-def dataset_fcn(folder, dataset, config, device):
+def dataset_fcn(folder, dataset, config):
     """The dataset's classifier from folder, trained where missing. Runs share it: others wait."""
     config, x, y = replace(config, seed=0), dataset.x_train, dataset.y_train
     what = json.dumps(config.behind("fcn") | {"sha256": dataset.sha256})
@@ -100,17 +99,21 @@ def dataset_fcn(folder, dataset, config, device):
     path, n_classes = Path(folder) / f"{name}.pt", len(dataset.classes)
     with hold(folder, wait=True):
         if not path.exists():
-            train_fcn(x, y, n_classes, config, folder, name, device)[1].finish(path)
-    return load_model(path, "fcn", lambda c, _: FCN(n_classes, c.precision), device, config)[0]
+            train_fcn(x, y, n_classes, config, folder, name)[1].finish(path)
+    return load_model(path, "fcn", lambda c, _: FCN(n_classes, c.precision), config)[0]
 
 @torch.no_grad()
-def classify(fcn, x, batch=256):
+def classify(fcn, x):
     """Features (n, P) and class probabilities (n, K) of series x (n, L), float64 NumPy."""
     device = next(fcn.parameters()).device
-    features = torch.cat([fcn.features(part.to(device)) for part in x.split(batch)])  # (n, P)
+    features = torch.cat([fcn.features(part.to(device)) for part in x.split(256)])  # (n, P)
     return features.cpu().double().numpy(), fcn.head(features).cpu().double().softmax(1).numpy()
 
-# ---- Sample metrics (thesis §2.7.1) ----
+def accuracy(p, y):
+    """Share of rows of p (n, K) whose largest entry is at y (n,)."""
+    return float((p.argmax(1) == y.numpy()).mean())
+
+# ---- Sample metrics (§2.7.1) ----
 def frechet_distance(f1, f2):
     """Fréchet distance of Gaussians fitted to features f1 (n1, P), f2 (n2, P), float64. Eq. 2.21.
 
@@ -136,15 +139,11 @@ def inception_score(p, splits=10, seed=0):
         scores.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))  # the mean: p(y)
     return float(np.mean(scores))
 
-def classification_accuracy_score(x, y, dataset, config, folder, device):
+def classification_accuracy_score(x, y, dataset, config, folder):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,)."""
     config = replace(config, fcn_epochs=config.cas_epochs)
-    fcn, _ = train_fcn(x, y, len(dataset.classes), config, folder, "cas", device)  # from scratch
+    fcn, _ = train_fcn(x, y, len(dataset.classes), config, folder, "cas")  # from scratch
     return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
-
-def accuracy(p, y):
-    """Share of rows of p (n, K) whose largest entry is at y (n,)."""
-    return float((p.argmax(1) == y.numpy()).mean())
 
 def nearest_neighbour_ratio(generated, train, test):
     """Mean distance generated -> nearest train over that of test -> nearest train; all (n, L).
@@ -159,10 +158,10 @@ def nearest_neighbour_ratio(generated, train, test):
     return mean_nearest(generated) / real if real > 0 else None
 
 def class_proportions(y, total):
-    """Labels (total,) in the proportions of y (n,), to within one, none forgotten. total >= n."""
+    """Labels (total,) in the proportions of y (n,) to within one. total >= n: none forgotten."""
     return y.sort().values[torch.arange(total) * len(y) // total]
 
-def score_samples(generated, conditional, labels, dataset, config, folder, device, x_hat=None):
+def score_samples(generated, conditional, labels, dataset, config, folder, x_hat=None):
     """Every sample metric, by its key in metrics.json, of standardised series.
 
     generated (n, L) for FID and IS; conditional (n', L) with labels (n',) for CAS, or None; x_hat:
@@ -170,14 +169,14 @@ def score_samples(generated, conditional, labels, dataset, config, folder, devic
     """
     out = dict(nn_ratio=nearest_neighbour_ratio(generated, dataset.x_train, dataset.x_test))
     if (out["nn_ratio"] or 1) < 0.999:
-        print(f"WARNING: nn_ratio {out['nn_ratio']:.2f} < 1: samples lie nearer to the train split "
-              "than the test split does; the prior memorises (thesis §6.4)", file=sys.stderr)
+        print(f"WARNING: nn_ratio {out['nn_ratio']:.2f} < 1 hints at memorising (§6.4): samples "
+              "lie nearer to train series than test series do", file=sys.stderr)
     if not dataset.classes:
         return out  # what is left needs a classifier
-    fcn = dataset_fcn(Path(folder).parent.parent, dataset, config, device)
+    fcn = dataset_fcn(Path(folder).parent.parent, dataset, config)
     (real, p_real), (fake, p_fake) = (classify(fcn, x)  # features (n, P), probabilities (n, K)
                                       for x in (dataset.x_test, generated))
-    # A real train sample of the test split's size: what FID a perfect model could reach.
+    # A train sample of the test split's size: the FID that a perfect model could reach.
     n, m = len(dataset.x_train), len(dataset.x_test)
     floor = dataset.x_train[np.random.default_rng(0).choice(n, m, replace=n < m)]
     out |= {"fid": frechet_distance(fake, real), "is": inception_score(p_fake),
@@ -186,19 +185,15 @@ def score_samples(generated, conditional, labels, dataset, config, folder, devic
     if x_hat is not None:  # what stage 1 alone costs
         out["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
     if conditional is not None:
-        made = conditional, labels
-        out["cas"] = classification_accuracy_score(*made, dataset, config, folder, device)
+        out["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
     return out
 
 # ---- A run ----
-def evaluate_run(run_dir, config=None, device=None):
-    """Write metrics.json, samples.npz and figures/ of a run folder. -> metrics, a dict.
-
-    Finished, it returns at once; other settings or data are refused.
-    """
+def evaluate_run(run_dir, config=None):
+    """Write metrics.json, samples.npz and figures/ of a run folder. -> metrics, a dict."""
     run_dir, config, start = Path(run_dir), config or read_config(run_dir), time.time()
-    device, dataset = device or pick_device(config.precision), load_dataset(config.dataset)
-    model, first = load_stage1(run_dir, device, config, dataset)
+    device, dataset = pick_device(config.precision), load_dataset(config.dataset)
+    model, first = load_stage1(run_dir, config, dataset)
     path, n_classes, y_test = run_dir / "metrics.json", len(dataset.classes), dataset.y_test
     if path.exists():  # a full one answers --stages 1 too
         old = read_json(path)
@@ -214,7 +209,7 @@ def evaluate_run(run_dir, config=None, device=None):
     codes, perplexity = code_usage(test["tokens"], len(model.codebook()))
     m = dict.fromkeys(METRICS) | dict(
         recon=time_error + frequency_error, recon_time=time_error, recon_timefreq=frequency_error,
-        # The published recon is that of the last mini-batch of 128 alone (ledger 13).
+        # The published recon: that of the last mini-batch alone (ledger 13).
         recon_last_batch=test["errors"].sum(1).split(128)[-1].mean().item(),
         codes_used=codes, perplexity=perplexity, n_train=len(dataset.x_train),
         n_test=len(dataset.x_test), length=dataset.length, n_classes=n_classes,
@@ -225,11 +220,11 @@ def evaluate_run(run_dir, config=None, device=None):
         print(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS", file=sys.stderr)
     generated = conditional = labels = None  # of --stages 1
     if config.stages == 2:
-        prior, _, second = load_stage2(run_dir, device, config, dataset)
+        prior, _, second = load_stage2(run_dir, config, dataset)
         n, no_class = m["n_test"], prior.no_class
         m |= dict(seconds_stage2=second["seconds"],
                   prior_loss=prior_loss(prior, test["tokens"].to(device), y_test.to(device)))
-        # A generator for each set of samples: neither hangs on the size of the other.
+        # A generator each: neither set of samples hangs on the size of the other.
         draws = [torch.Generator(device).manual_seed(1000 * config.seed + i) for i in range(2)]
         generated = sample(prior, model, torch.full((max(n, 256),), no_class), draws[0], config)[:n]
         if n_classes:
@@ -237,8 +232,8 @@ def evaluate_run(run_dir, config=None, device=None):
             conditional = sample(prior, model, labels, draws[1], config)  # (n', L)
         kept = conditional if n_classes else generated  # what a user can train on
         save_samples(run_dir / "samples.npz", kept, labels, dataset)
-        m |= score_samples(generated, conditional, labels, dataset, config, run_dir, device,
-                           test["x_hat"]) | dict(n_generated=len(kept))
+        m |= score_samples(generated, conditional, labels, dataset, config, run_dir, test["x_hat"])
+        m["n_generated"] = len(kept)
     from benchmarks.figures import draw_figures  # needs matplotlib, which nothing else does
     draw_figures(run_dir, dataset, model, test, generated, conditional, labels)
     m |= dict(seconds_evaluate=time.time() - start, stages=config.stages,
@@ -250,9 +245,9 @@ def evaluate_run(run_dir, config=None, device=None):
 # ---- Commands ----
 def command_samples(args):
     """Score the series of an .npz (X in original units, y optional) against a dataset."""
-    config, arrays = make_config(args), read_arrays(args.file)
-    dataset, device = load_dataset(config.dataset), pick_device(config.precision)
-    refuse("X" not in arrays, f"{args.file}: has {[*arrays]}, needs X (n, L), and y (n,) for CAS")
+    config, arrays = make_config(args), read_arrays(args.file)  # X, perhaps y
+    dataset = load_dataset(config.dataset)
+    refuse("X" not in arrays, f"{args.file}: has {[*arrays]}, needs X (n, L)")
     x, labels = (as_series(arrays["X"], f"{args.file}, X") - dataset.mean) / dataset.std, None
     refuse(x.shape[1] != dataset.length or len(x) < 2 or not (np.abs(x) < 1e9).all(),
            f"{args.file}: X {x.shape}, should be series of {dataset.name}: length {dataset.length}")
@@ -263,7 +258,7 @@ def command_samples(args):
     folder = Path(os.environ.get("OUT") or "runs") / dataset.name / "scored" / Path(args.file).stem
     with hold(folder):  # the CAS training's log and resume file
         conditional = None if labels is None else x
-        m = score_samples(x, conditional, labels, dataset, config, folder, device)
+        m = score_samples(x, conditional, labels, dataset, config, folder)
         (folder / "cas.resume.pt").unlink(missing_ok=True)
     print(json.dumps(dict(file=args.file, n=len(x), **m), indent=1))
 
@@ -284,7 +279,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="score a run folder").add_argument("run_dir")
     samples = commands.add_parser("samples", help="score the series of an .npz", allow_abbrev=False)
-    samples.add_argument("file", help=".npz of X (n, L) in the data's units, for CAS y (n,)")
+    samples.add_argument("file", help="X (n, L) in the data's units, for CAS y (n,)")
     samples.add_argument("--dataset", required=True, help="toy, a UCR name, or the path of an .npz")
     samples.add_argument("--precision", default="float32", help="float32, tf32 or bf16")
     add_flags(samples, "fcn_epochs")

@@ -8,16 +8,15 @@ The augmented branch is not quantised. Pulling z_q towards z' orders the codes b
 augmentation, which classes and a prior can use.
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
-        --augmentation slice --precision bf16  # 6 minutes on one CPU core of an AMD EPYC
+        --augmentation slice --precision bf16  # 6 minutes, one CPU core
 
 Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames (L/2 + 1 of u, about L/2^n
 of z), D code dimension (64), K codes (32), N = H * W tokens, P projector dimension (4096).
 """
-import contextlib, json, math, platform, sys, time
+import contextlib, json, math, sys, time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -26,11 +25,11 @@ from data import (Config, Parser, add_flags, augment, check_same, git_commit, ho
                   load_dataset, make_config, pick_device, refuse, run_command, usable, write_atomic,
                   write_json)
 
-# ---- Time-frequency transform (thesis §5.1.1 "Time Frequency Modelling") ----
+# ---- Time-frequency transform (§5.1.1) ----
 def stft(x, n_fft=8):
     """Short-time Fourier transform, hop n_fft/4. x (B, L) -> u (B, 2, H, W), real and imaginary.
 
-    Raises RuntimeError (torch) where L <= n_fft/2. Thesis §5.1.1; the window: ledger 25.
+    RuntimeError (torch) where L <= n_fft/2. §5.1.1; the window: ledger 25.
     """
     window = torch.hann_window(n_fft, device=x.device, dtype=x.dtype)
     u = torch.stft(x, n_fft, window=window, return_complex=True)  # (B, H, W) complex
@@ -42,7 +41,7 @@ def istft(u, n_fft, length):
     spectrum = torch.view_as_complex(u.permute(0, 2, 3, 1).contiguous())  # (B, H, W) complex
     return torch.istft(spectrum, n_fft, window=window, length=length)
 
-# ---- Encoder and decoder (thesis §5.1.1, Figure 5.1): only time is down-sampled, H stays ----
+# ---- Encoder and decoder (§5.1.1, Figure 5.1): only time is down-sampled, H stays ----
 def n_downsampling(length, latent_width):
     """Number n of halvings: 2^n is the largest power of two up to L / (2 · latent_width), n >= 1.
 
@@ -51,10 +50,10 @@ def n_downsampling(length, latent_width):
     return max(1, int(math.log2(max(1, round(length / (2 * latent_width))))))
 
 class ResidualBlock(nn.Module):
-    """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv 1x1). Thesis §5.1.1."""
+    """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv 1x1). §5.1.1."""
     def __init__(self, width, kernel, norm):
         super().__init__()
-        # NOTE(ledger 2): the text has 3x3 twice, the program 1x1 second; --residual-kernel 3.
+        # NOTE(ledger 2): the text has 3x3 twice; --residual-kernel 3.
         self.convs = nn.Sequential(
             nn.LeakyReLU(), nn.Conv2d(width, width, 3, padding=1),
             nn.BatchNorm2d(width) if norm else nn.Identity(), nn.LeakyReLU(inplace=True),
@@ -68,7 +67,7 @@ def _residual_blocks(width, kernel, norm):
         yield nn.Sequential(ResidualBlock(width, kernel, norm), nn.BatchNorm2d(width))
 
 class Encoder(nn.Sequential):
-    """u (B, 2, H, W) -> z (B, D, H, W / 2^n). Thesis §5.1.1, Figure 5.1."""
+    """u (B, 2, H, W) -> z (B, D, H, W / 2^n). §5.1.1, Figure 5.1."""
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=True):
         def halve(a, b):  # the number of frames
             return nn.Conv2d(a, b, (3, 4), (1, 2), 1, padding_mode="replicate")
@@ -81,7 +80,7 @@ class Decoder(nn.Sequential):
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=False):
         def double(a, b):  # the number of frames
             return nn.ConvTranspose2d(a, b, (3, 4), (1, 2), 1)
-        # n + 1 doublings, one more than the encoder halves; the resize takes it back (ledger 31).
+        # n + 1 doublings, one more than the encoder's halvings: ledger 31.
         super().__init__(*_residual_blocks(width, residual_kernel, residual_norm), *(
             nn.Sequential(double(width, width), nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True))
             for _ in range(n - 1)), double(width, 2), double(2, 2))
@@ -90,21 +89,20 @@ class Decoder(nn.Sequential):
         u = super().forward(z)  # (B, 2, H, > frames); aligned corners: ledger 21
         return F.interpolate(u, (u.shape[2], frames), mode="bilinear", align_corners=True)
 
-# ---- Vector quantisation (thesis §2.6.3; van den Oord et al. 2017, appendix A.1) ----
+# ---- Vector quantisation (§2.6.3; van den Oord et al. 2017, appendix A.1) ----
 class VectorQuantizer(nn.Module):
     """Nearest code, straight-through gradient, codes that follow their vectors' moving average.
 
     z (B, D, H, W) float32 -> z_q like z, indices int64 (B, H, W), commitment loss (mean, eq. 4.1).
-    In training the codebook moves after it was used. No gradient reaches it: the moving average
-    minimises eq. 4.1's first half, sg[z] against z_q.
+    In training the codebook moves after its use; the moving average, no gradient, minimises
+    eq. 4.1's first half, sg[z] against z_q.
     """
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
         super().__init__()
         self.decay, self.eps = decay, eps
-        codebook = torch.randn(n_codes, dim)  # at the scale of z, which leaves a BatchNorm
+        codebook = torch.randn(n_codes, dim)  # the scale of z, behind a BatchNorm
         self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
-        # NOTE(ledger 4): from 0, a code that batch 1 does not use is divided by about 1e-5, and
-        # back after some 100 steps; --ema-initial-count 0.
+        # NOTE(ledger 4): from 0 a code that batch 1 does not use is lost for some 100 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
         self.register_buffer("sums", codebook.clone())  # (K, D) m_k
 
@@ -136,17 +134,17 @@ class VectorQuantizer(nn.Module):
         smoothed = (self.counts + self.eps) / (total + len(self.counts) * self.eps) * total
         self.codebook.copy_(self.sums / smoothed[:, None])
 
-# ---- Self-supervision (thesis §3.3) ----
+# ---- Self-supervision (§3.3) ----
 def _unit_columns(z):
-    """Each feature centred over the batch, scaled to length 1 (eq. 3.8, 3.11): (B, P) -> (B, P)."""
+    """Each feature centred over the batch, of length 1 (eq. 3.8, 3.11): (B, P) -> (B, P)."""
     # NOTE(ledger 26): eq. 3.11 prints each row over its norm; its sentence says features.
     z = z - z.mean(0)
     return z * (z * z).sum(0).clamp_min(1e-24).rsqrt()
 
 def _off_diagonal_and_diagonal(a, b):
-    """Sum over i != j of c_ij^2, and c_ii (P), of C = a^T b, never made; a, b (B, P)."""
+    """Sum over i != j of c_ij^2, and c_ii (P), of C = a^T b; a, b (B, P)."""
     c_ii = (a * b).sum(0)
-    # |a^T b|_F^2 = <a a^T, b b^T>: two B x B Gram matrices give the same number and gradient.
+    # |a^T b|_F^2 = <a a^T, b b^T>: two B x B Gram matrices instead of the P x P of C.
     return ((a @ a.T) * (b @ b.T)).sum() - c_ii.square().sum(), c_ii
 
 def barlow_twins_loss(z1, z2, lambd=0.005):
@@ -174,11 +172,11 @@ def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma
 def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     """Whiten feature groups over the batch. z (B, P) float -> (B, P). §3.3.2; Huang et al. 2019.
 
-    Raises ValueError where groups does not divide P. No running averages: only training needs it.
+    ValueError where groups does not divide P. No running averages: only training needs it.
     """
     B, P = z.shape
     if P % groups:
-        raise ValueError(f"iter_norm: {groups} groups do not divide {P} features")
+        raise ValueError(f"{groups} groups do not divide {P} features")
     x = (z - z.mean(0)).T.reshape(groups, P // groups, B)  # (G, d, B)
     eye = torch.eye(P // groups, dtype=z.dtype, device=z.device)  # (d, d)
     covariance = x @ x.transpose(1, 2) / B + eps * eye  # (G, d, d)
@@ -193,8 +191,8 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
 class Projector(nn.Module):
     """Linear - BN - ReLU twice, Linear; for VIbCReg then IterNorm by 64, with scale and shift.
 
-    Views (B, in_dim) -> list of (B, dim). One product for all, as reading weights costs more than
-    using them; each has its own batch statistics. §4.1.1, §5.1.1.
+    Views (B, in_dim) -> list of (B, dim). One product for all: reading weights costs more than
+    using them. Each has its own batch statistics. §4.1.1, §5.1.1.
     """
     def __init__(self, in_dim=128, dim=4096, whiten=False):
         super().__init__()
@@ -215,11 +213,11 @@ class Projector(nn.Module):
                 views = [iter_norm(z, z.shape[1] // 64) * self.scale + self.shift for z in views]
         return views
 
-# ---- The model (thesis §4.1, Figure 4.1) ----
+# ---- The model (§4.1, Figure 4.1) ----
 def pool(z):
-    """Global average and max pool, concatenated: z (B, D, H, W) -> (B, 2D). Thesis §4.1.1."""
-    # z_q has ties. adaptive_max_pool2d sends the gradient to one of them, amax would split it
-    # (ledger 29): the published gradient, cosine 1.0 instead of 0.9.
+    """Global average and max pool, concatenated: z (B, D, H, W) -> (B, 2D). §4.1.1."""
+    # z_q has ties: adaptive_max_pool2d sends the gradient to one of them, as the program does,
+    # amax would split it (ledger 29).
     return torch.cat([z.mean((2, 3)), F.adaptive_max_pool2d(z, 1).flatten(1)], dim=1)
 
 class Band(nn.Module):
@@ -229,14 +227,14 @@ class Band(nn.Module):
         n, norm = n_downsampling(length, latent_width), config.residual_norm
         self.bins = slice(*bins)  # of the H
         self.grid = bins[1] - bins[0], length // (config.n_fft // 4) + 1 >> n  # H and W' of its z
-        # NOTE(ledger 20): the text has BatchNorm in both, the program in the encoder alone.
+        # NOTE(ledger 20): BatchNorm in both in the text, in the program in the encoder alone.
         self.encoder = Encoder(n, config.width, config.residual_kernel, norm != "none")
         self.decoder = Decoder(n, config.width, config.residual_kernel, norm == "both")
         self.quantizer = VectorQuantizer(config.n_codes, config.width, config.ema_decay,
                                          config.ema_initial_count)
 
 class NCVQVAE(nn.Module):
-    """NC-VQVAE of thesis §4.1 for series of `length`; a naive one has no augmented branch.
+    """NC-VQVAE of §4.1 for series of `length`; a naive one has no augmented branch.
 
     The projector is for training alone. Latents are lists, one per band.
     """
@@ -269,7 +267,7 @@ class NCVQVAE(nn.Module):
         return z_q, torch.cat(ids, 1), sum(commitment)
 
     def decode(self, z):
-        """[z] or [z_q] -> u^ (B, 2, H, W), x^ (B, L), float32. The STFT is linear: one inverse."""
+        """[z] or [z_q] -> u^ (B, 2, H, W), x^ (B, L). The STFT is linear: one inverse for all."""
         frames = self.length // (self.config.n_fft // 4) + 1  # W of u
         with self._autocast(z[0]):
             u = torch.cat([band.decoder(z_k, frames) for band, z_k in zip(self.bands, z)], dim=2)
@@ -277,7 +275,7 @@ class NCVQVAE(nn.Module):
         return u, istft(u, self.config.n_fft, self.length)
 
     def ssl_loss(self, *latents):
-        """eta · L_SSL of eq. 4.5 between two lists of latents, pooled and projected."""
+        """eta · L_SSL of eq. 4.5 of two lists of latents, pooled and projected."""
         c = self.config
         with self._autocast(latents[0][0]):
             p1, p2 = self.projector(*(torch.cat([pool(z_k) for z_k in z], 1) for z in latents))
@@ -289,24 +287,23 @@ class NCVQVAE(nn.Module):
     def forward(self, x, x_aug=None):
         """Eq. 4.5 of x and its view x' (B, L) -> loss, its terms (detached), token ids (B, N).
 
-        x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3. With views = 2 both are
-        views, and x' is not reconstructed.
+        x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3. views = 2: both are views.
         """
         u, z = self.encode(x)
         z_q, tokens, commitment = self.quantize(z)
-        u_hat, x_hat = self.decode(z_q)  # straight-through: the gradient goes on to the encoder
+        u_hat, x_hat = self.decode(z_q)  # the gradient goes straight through
         terms = dict(recon_time=F.mse_loss(x_hat, x), recon_freq=F.mse_loss(u_hat, u),  # eq. 4.2
                      commitment=self.config.beta * commitment)  # eq. 4.1
         if x_aug is not None:
-            u_aug, z_aug = self.encode(x_aug)  # a pass of its own: its own BatchNorm statistics
+            u_aug, z_aug = self.encode(x_aug)  # BatchNorm statistics of its own
             if self.config.views == 1:
                 u_aug_hat, x_aug_hat = self.decode(z_aug)
                 # Without it models overfit severely: the encoder pleases the SSL loss by ignoring
                 # the view (§4.1.1). It also shows the decoder series that the data lacks.
                 recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
                 terms["recon_aug"] = self.config.zeta * recon_aug
-            # z_q against z': it is the codes that shall be alike, and x' needs none of its own.
-            # NOTE(ledger 32): two views, x is one of them, are alike before the codes.
+            # z_q against z': the codes shall be alike, and x' needs none of its own.
+            # NOTE(ledger 32): two equal views meet before the codes.
             terms["ssl"] = self.ssl_loss(z_q if self.config.views == 1 else z, z_aug)
         return sum(terms.values()), {k: v.detach() for k, v in terms.items()}, tokens  # eq. 4.5
 
@@ -342,7 +339,7 @@ class Training:
     kill -9, goes on from its resume file and ends bit for bit the same (on a CPU).
 
     kind: "stage1", "stage2" or "fcn", whose settings count; on n series of data sha256. A last
-    batch of one series is dropped: it has no variance.
+    batch of one series, which has no variance, is dropped.
     """
     SECONDS = 60  # between two resume files
 
@@ -350,11 +347,13 @@ class Training:
         self.folder, self.stage, self.model = Path(folder), name or kind, model
         self.identity = config.behind(kind) | {"sha256": sha256}
         self.device = next(model.parameters()).device
+        if self.device.type != "mps":  # wrong gradients there; else short rows are convolved faster
+            model.to(memory_format=torch.channels_last)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches, draws
         batch, epochs, self.lr, decay = (getattr(config, f"{kind}_{name}") for name in
                                          ("batch", "epochs", "lr", "weight_decay"))
         self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay, fused=True)
-        self.n, self.batch = n, min(batch, n)  # fewer series than a batch: all of them
+        self.n, self.batch = n, min(batch, n)  # where few: all of them
         self.per_epoch = math.ceil(n / self.batch) - (n % self.batch == 1)
         self.total = getattr(config, f"{kind}_steps", 0) or epochs * self.per_epoch
         self.every = max(1, self.total // 200)  # about 200 logged steps
@@ -371,11 +370,11 @@ class Training:
             if start == 0:  # a new epoch
                 self.order = torch.randperm(self.n, generator=self.generator, device=self.device)
             yield self.order[start:start + self.batch]
-            if time.time() - self.saved > self.SECONDS:  # all that belongs to the step is done
+            if time.time() - self.saved > self.SECONDS:  # the step is done
                 self._save()
 
     def update(self, loss, **terms):
-        """Backward, a step of AdamW at the cosine's learning rate (§5.1.1), the log if due."""
+        """Backward, a step of AdamW at the cosine's rate (§5.1.1), the log if due."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
         self.optimizer.zero_grad()
@@ -391,13 +390,13 @@ class Training:
         return self.step % self.every == 0 or self.step in (1, self.total)
 
     def validates(self, epochs):
-        """Did the step just taken end the schedule, or a multiple of `epochs` epochs? 0: never."""
+        """Did the step just taken end the schedule, or `epochs` epochs? 0: never."""
         ended = self.step == self.total or self.step % (max(1, epochs) * self.per_epoch) == 0
         return epochs > 0 and ended
 
     def log(self, **values):
-        """Floats of the step just taken, into log.jsonl and now and then a line; no NaN."""
-        values = {k: float(v) for k, v in values.items()}  # waits for the device, so not each step
+        """Floats of the step just taken: into log.jsonl, some onto stderr; no NaN."""
+        values = {k: float(v) for k, v in values.items()}  # waits for the device
         text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         refuse(not all(map(math.isfinite, values.values())), f"{self.stage}: not finite at step "
                f"{self.step}: {text}; before: {self.last}. Try a smaller learning rate")
@@ -411,7 +410,7 @@ class Training:
                   f"{self.last}", file=sys.stderr, flush=True)
 
     def finish(self, path, **extra):
-        """Write the checkpoint: weights without the projector's, identity, step, seconds, extra."""
+        """Write the checkpoint: weights but the projector's, identity, step, seconds, extra."""
         state = {k: v.cpu() for k, v in self.model.state_dict().items() if "projector" not in k}
         self._write(path, state, state=state, **extra)
         self.resume.unlink(missing_ok=True)
@@ -430,7 +429,7 @@ class Training:
 
     def _go_on(self):
         state = load_checkpoint(self.resume)
-        with usable(self.resume):  # it may be of another device type, or program
+        with usable(self.resume):  # another device type, or program
             check_same(self.resume, state["identity"], self.identity)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -439,36 +438,36 @@ class Training:
             self.started -= state["seconds"]  # spent before the interruption
 
     def _start_log(self):
-        # What was logged after the resume file was written will be logged again: drop it.
+        # What was logged behind the resume file will be logged again: drop it.
         kept = [r for r in read_log(self.folder)
                 if r.get("stage") != self.stage or r.get("step", 0) <= self.step]
         kept.append(dict(event="start", stage=self.stage, from_step=self.step, argv=sys.argv,
-                         device=str(self.device), python=platform.python_version(),
-                         torch=torch.__version__, numpy=np.__version__, commit=git_commit(),
-                         time=time.strftime("%Y-%m-%dT%H:%M:%S"), **self.identity))
+                         device=str(self.device), python=sys.version, torch=torch.__version__,
+                         commit=git_commit(), time=time.strftime("%Y-%m-%dT%H:%M:%S"),
+                         **self.identity))
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomic(self.folder / "log.jsonl", lambda file: file.write(lines.encode()))
 
 def finite(weights):
-    """Are all of a state dict's values finite?"""
+    """Are all of a state dict's values?"""
     return all(v.isfinite().all() for v in weights.values())
 
 def read_log(run_dir):
-    """The records of a run's log.jsonl without half lines, [] where there is none."""
+    """The records of a run's log.jsonl, half lines left out."""
     path, records = Path(run_dir) / "log.jsonl", []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):  # a crash cut it
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+        with contextlib.suppress(ValueError, TypeError):  # a crash cut it
+            records.append(dict(json.loads(line)))
+    return records
 
 @torch.no_grad()
-def encode_split(model, x, batch=256):
+def encode_split(model, x):
     """One pass of a split x (n, L) through stage 1, in the mode it is in. -> CPU tensors:
 
     pooled z_q (n, D), tokens (n, N), x_hat (n, L), errors (n, 2), the MSE in time and in frequency.
     """
     device, parts = next(model.parameters()).device, []
-    for part in (part.to(device) for part in x.split(batch)):  # (B, L)
+    for part in (part.to(device) for part in x.split(256)):  # (B, L)
         u, z = model.encode(part)
         z_q, tokens, _ = model.quantize(z)
         u_hat, x_hat = model.decode(z_q)  # (B, 2, H, W), (B, L)
@@ -477,24 +476,22 @@ def encode_split(model, x, batch=256):
         parts.append([t.cpu() for t in (pooled, tokens, x_hat, torch.stack(errors, 1))])
     return dict(zip(("pooled", "tokens", "x_hat", "errors"), map(torch.cat, zip(*parts))))
 
-def train_stage1(run_dir, config, dataset=None, device=None):
+def train_stage1(run_dir, config, dataset=None):
     """Train stage 1, write run_dir/config.json and stage1.pt. -> NCVQVAE in eval mode.
 
-    Finished, it returns at once; interrupted, it goes on; other settings or data are refused.
+    Finished: returns at once; interrupted: goes on; of other settings or data: InputError.
     """
-    run_dir, device = Path(run_dir), device or pick_device(config.precision)
+    run_dir, device = Path(run_dir), pick_device(config.precision)
     path, dataset = run_dir / "stage1.pt", dataset or load_dataset(config.dataset)
     refuse(dataset.length < config.n_fft, f"--n-fft {config.n_fft}: {dataset.name} is shorter")
     if path.exists():
-        model, _ = load_stage1(run_dir, device, config, dataset)
+        model, _ = load_stage1(run_dir, config, dataset)
         write_json(run_dir / "config.json", asdict(config))
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
         return model
-    # Weights come from the global generator, all other draws from the one Training holds.
+    # Weights: the global generator, all else: the one Training holds.
     torch.manual_seed(config.seed)
     model = NCVQVAE(config, dataset.length).to(device)
-    if device.type != "mps":  # wrong gradients there; else so short rows are
-        model.to(memory_format=torch.channels_last)  # convolved faster
     training = Training(run_dir, "stage1", model, config, dataset.sha256, len(dataset.x_train))
     write_json(run_dir / "config.json", asdict(config))
     x_train, x_test = dataset.x_train.to(device), dataset.x_test.to(device)  # the whole set
@@ -508,19 +505,19 @@ def train_stage1(run_dir, config, dataset=None, device=None):
         loss, terms, tokens = model(x, x_aug)
         training.update(loss, **terms)  # backward, optimiser, log
         if training.due and len(tokens.unique()) == len(model.bands):
-            print(f"WARNING: step {training.step}: all tokens are one code, the codebook collapsed;"
-                  " try another --seed or a smaller --stage1-lr", file=sys.stderr)
+            print(f"WARNING: step {training.step}: the codebook collapsed to one code; try another "
+                  "--seed or a smaller --stage1-lr", file=sys.stderr)
         if training.validates(config.validate_epochs):
             model.eval()  # nothing moves, no draw is consumed (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
-    training.finish(path, data=dataset.info())  # about 3 MB: encoder, decoder, codebook
-    return load_stage1(run_dir, device, config, dataset)[0]
+    training.finish(path, data=dataset.info())  # about 3 MB
+    return load_stage1(run_dir, config, dataset)[0]
 
-def load_model(path, kind, build, device=None, config=None, dataset=None):
+def load_model(path, kind, build, config=None, dataset=None):
     """A finished model in eval mode, its checkpoint's dict. build(config, checkpoint) -> module.
 
-    Where config or dataset is given, a model made with other settings or data is refused.
+    Settings and data have to be those of config and dataset where these are given.
     """
     checkpoint, wanted = load_checkpoint(path), config.behind(kind) if config else {}
     wanted |= {"sha256": dataset.sha256} if dataset else {}
@@ -531,13 +528,12 @@ def load_model(path, kind, build, device=None, config=None, dataset=None):
         model = build(config := Config(**made_with), checkpoint)  # checks every value again
         model.load_state_dict(checkpoint["state"])
         refuse(not finite(checkpoint["state"]), "weights not finite")
-    model.to(device or pick_device(config.precision))
-    return model.eval().requires_grad_(False), checkpoint
+    return model.to(pick_device(config.precision)).eval().requires_grad_(False), checkpoint
 
-def load_stage1(run_dir, device=None, config=None, dataset=None):
-    """The trained tokenizer of a run folder: NCVQVAE without projector, its checkpoint's dict."""
+def load_stage1(run_dir, config=None, dataset=None):
+    """A run's tokenizer: NCVQVAE without projector, its checkpoint's dict."""
     return load_model(Path(run_dir) / "stage1.pt", "stage1", lambda made_with, saved: NCVQVAE(
-        made_with, saved["data"]["length"], with_projector=False), device, config, dataset)
+        made_with, saved["data"]["length"], with_projector=False), config, dataset)
 
 def main():
     parser = Parser(allow_abbrev=False, description="Stage 1, and all settings of all stages.")

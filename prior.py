@@ -3,10 +3,10 @@
     x --stage 1, frozen--> tokens (B, N) --mask_tokens--> Prior -> logits (B, N, K)         training
     all masked --iterative_decode, T passes--> tokens --codebook, decoder--> series         sampling
 
-    python prior.py train  runs/Symbols/vibcreg-slice/seed1  # 2.5 minutes in bf16, one CPU core
+    python prior.py train  runs/Symbols/vibcreg-slice/seed1  # 2.5 minutes
     python prior.py sample runs/Symbols/vibcreg-slice/seed1 --n 100 --class 1 --out x.npz
 
-Naive and NC models get the same prior (ledger 11), so a difference in samples is due to stage 1.
+Naive and NC models get the same prior (ledger 11): a difference in samples is due to stage 1.
 Letters: B batch, N tokens, K codes, D code dimension (64), E hidden dimension (256), T passes.
 """
 import math, sys
@@ -22,9 +22,9 @@ from data import (Config, Dataset, Parser, add_flags, hold, load_dataset, make_c
                   pick_device, read_config, refuse, run_command, write_atomic)
 from ncvqvae import Training, encode_split, gumbel, load_model, load_stage1
 
-# ---- The bidirectional transformer (thesis §4.1.2, Table 5.1) ----
+# ---- The bidirectional transformer (§4.1.2, Table 5.1) ----
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, h (B, N, E) -> (B, N, E). All tokens see each other."""
+    """Pre-norm attention and feed-forward, (B, N, E) -> (B, N, E). All tokens see each other."""
     def __init__(self, dim, heads, ff_ratio):
         super().__init__()
         self.heads = heads
@@ -37,17 +37,17 @@ class Block(nn.Module):
         B, N, E = h.shape
         qkv = self.qkv(self.norm1(h)).view(B, N, 3, self.heads, E // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, E/heads)
-        # Plain: for so few tokens fused kernels win little, in bf16 on a CPU they lose a factor 4.
+        # Plain: a fused kernel takes 4 times as long in bf16 on a CPU.
         a = (q @ k.transpose(2, 3) / math.sqrt(E // self.heads)).softmax(-1) @ v
         h = h + self.out(a.transpose(1, 2).reshape(B, N, E))  # (B, N, E)
         return h + self.ff(self.norm2(h))
 
 class Prior(nn.Module):
-    """p(token | unmasked tokens, class). Thesis §4.1.2, Table 5.1.
+    """p(token | unmasked tokens, class). §4.1.2, Table 5.1.
 
     tokens int64 (B, N), mask bool (B, N) (True: masked, not looked at), labels int64 (B,) in
-    0..n_classes, the last of which means "no class" -> logits float32 (B, N, K). N may be all
-    tokens, or those of the low band alone, which come first; sizes: tokens of each band.
+    0..n_classes, the last of which means "no class" -> logits float32 (B, N, K). sizes: tokens of
+    each band; N is their sum, or that of the low band, which comes first.
     """
     def __init__(self, config, codebook, sizes, n_classes):
         super().__init__()
@@ -60,8 +60,8 @@ class Prior(nn.Module):
         self.embedding = nn.Embedding(K, D)
         if config.embedding == "codebook":  # whose geometry SSL has shaped (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
-        # Apart from the embedding: learning to say "unknown" moves no code (§4.1.2). All start at
-        # the codes' own scale: LayerNorm would drown smaller ones.
+        # Apart from the embedding: learning "unknown" moves no code (§4.1.2). All start at the
+        # codes' own scale: LayerNorm would drown smaller ones.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
         self.positions = nn.Parameter(torch.randn(1 + sum(sizes), D))  # the first one: the class
@@ -80,7 +80,7 @@ class Prior(nn.Module):
             logits = self.head(self.back(self.norm_out(h[:, 1:])))  # (B, N, K)
         return logits.float().masked_fill(self.foreign[:tokens.shape[1]], -1e9)
 
-# ---- Masked training (thesis §3.2.1) ----
+# ---- Masked training (§3.2.1) ----
 def mask_tokens(tokens, generator=None):
     """A random mask per series: r ~ U(0, 1], ceil(cos(pi r / 2) N) places -> bool (B, N). §3.2.1.
 
@@ -121,20 +121,19 @@ def prior_loss(prior, tokens, labels, seed=0):
         total += float(band_losses(prior, t, masks, y)) * len(t)
     return total / len(tokens)
 
-def train_stage2(run_dir, config=None, dataset=None, device=None):
+def train_stage2(run_dir, config=None, dataset=None):
     """Train the prior on the run's frozen stage 1, write run_dir/stage2.pt. -> Prior in eval mode.
 
-    Finished, it returns at once; interrupted, it goes on; other settings or data are refused.
+    Finished: returns at once; interrupted: goes on; of other settings or data: InputError.
     """
     run_dir, config = Path(run_dir), config or read_config(run_dir)
-    device = device or pick_device(config.precision)
-    dataset = dataset or load_dataset(config.dataset)
-    stage1 = load_stage1(run_dir, device, config, dataset)[0]
+    device, dataset = pick_device(config.precision), dataset or load_dataset(config.dataset)
+    stage1 = load_stage1(run_dir, config, dataset)[0]
     if (path := run_dir / "stage2.pt").exists():
-        prior = load_stage2(run_dir, device, config, dataset)[0]
+        prior = load_stage2(run_dir, config, dataset)[0]
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
         return prior
-    # The tokens of both splits, once: the tokenizer is frozen.
+    # Once, as the tokenizer is frozen:
     no_class, x_train = len(dataset.classes), dataset.x_train.to(device)
     tokens, test_tokens = (encode_split(stage1, x)["tokens"].to(device)  # (n, N)
                            for x in (x_train, dataset.x_test))
@@ -157,21 +156,21 @@ def train_stage2(run_dir, config=None, dataset=None, device=None):
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
             prior.train()
     training.finish(path, data=dataset.info())
-    return load_stage2(run_dir, device, config, dataset)[0]
+    return load_stage2(run_dir, config, dataset)[0]
 
-def load_stage2(run_dir, device=None, config=None, dataset=None):
+def load_stage2(run_dir, config=None, dataset=None):
     """A run's models: Prior and NCVQVAE in eval mode, and the stage-2 checkpoint's dict."""
     path = Path(run_dir) / "stage2.pt"
     config = config or read_config(run_dir)  # both stages have to be of these settings
-    stage1, _ = load_stage1(run_dir, device, config, dataset)
+    stage1, _ = load_stage1(run_dir, config, dataset)
     prior, checkpoint = load_model(path, "stage2", lambda made_with, saved: Prior(
         made_with, stage1.codebook(), stage1.sizes, len(saved["data"]["classes"])),
-        device, config, dataset)
+        config, dataset)
     return prior, stage1, checkpoint
 
-# ---- Iterative decoding (thesis §3.2.2) ----
+# ---- Iterative decoding (§3.2.2) ----
 def guided_logits(prior, tokens, mask, labels, guidance=1.0):
-    """l_0 + s (l_c - l_0): the class' logits, pushed away from those of no class. -> (B, N, K)."""
+    """l_0 + s (l_c - l_0): the class' logits, away from those of no class. -> (B, N, K)."""
     if guidance == 1:
         return prior(tokens, mask, labels)
     no_class = torch.full_like(labels, prior.no_class)
@@ -198,8 +197,8 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
             log_p = guided_logits(prior, tokens, mask, labels, guidance).log_softmax(-1)
             drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator)
             tokens = torch.where(mask, drawn.view_as(tokens), tokens)  # (B, N)
-            # NOTE(ledger 27): noise that falls to 0, and the floor, are the program's. Without it
-            # the surest places, the same for all series, come first, and samples grow alike.
+            # NOTE(ledger 27): noise that falls to 0, as the program has. Without it the surest
+            # places, the same for all series, come first, and samples grow alike.
             noise = choice_temperature * (1 - (t + 1) / steps)
             confidence = (log_p.gather(-1, tokens[..., None])[..., 0]  # (B, N)
                           + noise * gumbel(tokens.shape, generator, tokens.device))
@@ -222,7 +221,7 @@ def sample(prior, stage1, labels, generator=None, config=Config()):
     return torch.cat(series)
 
 def save_samples(path, series, labels, dataset):
-    """An .npz: X float64 (n, 1, L) in original units, and y (n,), the data's own labels, if any."""
+    """An .npz: X float64 (n, 1, L) in original units; y (n,), the data's own labels, if any."""
     arrays = {"X": dataset.to_original(series)[:, None]}  # (n, 1, L)
     if labels is not None:
         arrays["y"] = np.array(dataset.classes)[labels.numpy()]  # (n,)
@@ -231,8 +230,8 @@ def save_samples(path, series, labels, dataset):
 def command_sample(args):
     """Draw series of one class, or of none, from a run's models into an .npz."""
     refuse(not args.out.endswith(".npz"), f"--out {args.out}: should end in .npz")
-    refuse(not 1 <= args.n <= 10**7, f"--n {args.n}: should be a whole number from 1 to 10^7")
-    refuse(not 0 <= args.draw < 2**63, f"--seed {args.draw}: should be from 0 to 2^63")
+    refuse(not 1 <= args.n <= 10**7, f"--n {args.n}: should be from 1 to 10^7")
+    refuse(not 0 <= args.draw < 2**63, f"--seed {args.draw}: should be under 2^63")
     config = make_config(args, asdict(read_config(args.run_dir)))
     prior, stage1, checkpoint = load_stage2(args.run_dir)
     dataset = Dataset(**checkpoint["data"])
@@ -248,7 +247,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("train", "train a run's prior"), ("sample", "draw series into an .npz")):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
-        command.add_argument("run_dir", help="run folder; its config.json holds the settings")
+        command.add_argument("run_dir", help="run folder, which holds the settings")
     command.add_argument("--n", type=int, default=100, help="series [100]")
     command.add_argument("--class", dest="label", help="a label of the data; else unconditional")
     command.add_argument("--seed", type=int, dest="draw", default=0, help="of the draws [0]")

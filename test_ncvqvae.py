@@ -19,7 +19,7 @@ from ncvqvae import NCVQVAE
 from prior import Prior
 
 HERE = Path(__file__).resolve().parent
-CPU = torch.device("cpu")
+os.environ["DEVICE"] = "cpu"                                                # bit for bit is for a CPU
 
 
 def generator(seed=0):
@@ -261,9 +261,13 @@ def test_augmentations_keep_shape_dtype_and_seed(spec, dtype):
     assert torch.equal(x, draw(6, 37, dtype=dtype))                          # the original view is untouched
 
 
-def test_unknown_augmentation_is_refused():
-    with pytest.raises(InputError, match="'wrap'.*warp"):
-        data.augment(draw(2, 9), "wrap")
+def test_amplitude_is_one_factor_a_series_and_warp_has_it_first():
+    x = draw(5, 20) + 3
+    factor = data.amplitude_resize(x, generator(1)) / x
+    torch.testing.assert_close(factor, factor[:, :1].expand_as(x))
+    assert factor[:, 0].std() > 0.05
+    g = generator(2)
+    assert torch.equal(data.augment(x, "warp", generator(2)), data.window_warp(data.amplitude_resize(x, g), g))
 
 
 def test_flip_reverses_time():
@@ -571,7 +575,7 @@ def test_two_views_are_partners_and_x_is_not_seen(tmp_path, monkeypatch, method)
     monkeypatch.setattr(NCVQVAE, "encode", lambda self, x: (seen.append(x.clone()) if self.training else None) or encode(self, x))
     own = own_data(tmp_path)
     ncvqvae.train_stage1(tmp_path / "r", tiny_config(method=method, augmentation="gauss", views=2, stage1_steps=3, dataset=own,
-                                                     validate_epochs=1), device=CPU)
+                                                     validate_epochs=1))
     x = data.load_dataset(own).x_train
     assert len(seen) == 6 and not any(torch.equal(row, one) for row in torch.cat(seen) for one in x)
     for a, b in zip(seen[::2], seen[1::2]):                                  # two draws from the same series
@@ -658,10 +662,10 @@ def test_bands_and_views_compose_through_all_stages(tmp_path):
                          stage2_steps=4, token_temperature=1.0)
     m = run_all(run, config)
     assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS) and m["codes_used"] > 2
-    model = ncvqvae.load_stage1(run, CPU)[0]
+    model = ncvqvae.load_stage1(run)[0]
     assert ncvqvae.encode_split(model, data.load_dataset(config.dataset).x_test)["pooled"].shape == (16, 32)
     with pytest.raises(InputError, match="stage1.pt: made with bands = 2, this run has 1"):
-        ncvqvae.train_stage1(run, dataclasses.replace(config, bands=1), device=CPU)
+        ncvqvae.train_stage1(run, dataclasses.replace(config, bands=1))
     command(prior, "sample", run, "--n", 3, "--out", tmp_path / "x.npz")
     assert np.load(tmp_path / "x.npz")["X"].shape == (3, 1, 31)
 
@@ -1004,12 +1008,12 @@ def test_fcn_has_the_published_padding_and_learns(tmp_path):
     torch.testing.assert_close(fcn.features(x).double(), h.mean(2), atol=1e-6, rtol=1e-6)
     x, y = data.two_patterns(40, 64, seed=0, noise=0.1)
     config = Config(fcn_batch=16, fcn_epochs=30, cas_epochs=30)
-    fcn, _ = evaluate.train_fcn(x / 5, y, 4, config, tmp_path, "fcn", CPU)
+    fcn, _ = evaluate.train_fcn(x / 5, y, 4, config, tmp_path, "fcn")
     assert fcn.features(x).shape == (40, 128) and fcn(x).shape == (40, 4) and not fcn.training
     features, p = evaluate.classify(fcn, x / 5)
     assert evaluate.accuracy(p, y) > 0.9 and p.sum(1) == pytest.approx(np.ones(40))
     own = data.Dataset("own", 64, 0.0, 1.0, [0, 1, 2, 3], True, "", x / 5, y, x / 5, y)
-    assert evaluate.classification_accuracy_score(x / 5, y, own, config, tmp_path, CPU) > 0.9
+    assert evaluate.classification_accuracy_score(x / 5, y, own, config, tmp_path) > 0.9
 
 
 # ---- whole runs ----
@@ -1034,9 +1038,9 @@ def own_data(folder, labels=True, length=31, n_test=16, name="own.npz"):
 
 def run_all(run, config):
     """The three stages in this process. -> metrics."""
-    ncvqvae.train_stage1(run, config, device=CPU)
-    prior.train_stage2(run, device=CPU)
-    return evaluate.evaluate_run(run, device=CPU)
+    ncvqvae.train_stage1(run, config)
+    prior.train_stage2(run)
+    return evaluate.evaluate_run(run)
 
 
 def test_a_tiny_run_end_to_end(tmp_path):
@@ -1150,7 +1154,7 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
                      seconds_stage1=saved["seconds"], seconds_stage2=second["seconds"])
     for key, value in expected.items():
         assert m[key] == pytest.approx(float(torch.as_tensor(value).detach()), rel=2e-3, abs=2e-4), key
-    cas, _ = evaluate.train_fcn(conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2), tmp_path, "again", CPU)
+    cas, _ = evaluate.train_fcn(conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2), tmp_path, "again")
     assert m["cas"] == (cas(x["test"]).argmax(1).numpy() == y["test"]).mean()
     assert set(evaluate.METRICS) - set(expected) == {"cas", "n_generated", "seconds_evaluate"}
 
@@ -1212,8 +1216,8 @@ def test_the_test_split_is_looked_at_every_so_many_epochs_and_nothing_moves(tmp_
         run, own = tmp_path / f"{every}/own/naive-none/seed1", own_data(tmp_path)
         config = tiny_config(stage1_epochs=5, stage2_epochs=3, stage1_batch=10, stage2_batch=10, validate_epochs=every,
                              dataset=own)
-        model = ncvqvae.train_stage1(run, config, device=CPU)
-        p = prior.train_stage2(run, device=CPU)
+        model = ncvqvae.train_stage1(run, config)
+        p = prior.train_stage2(run)
         logs.append([r for r in ncvqvae.read_log(run) if "step" in r])
         states.append({**model.state_dict(), **p.state_dict()})
     looks = [(r["stage"], r["epoch"]) for r in logs[0] if "val_recon" in r or "val_prior_loss" in r]
@@ -1313,10 +1317,10 @@ def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_pa
         return torch.cat([v.flatten().double() for v in state.values() if v.is_floating_point()])
     names = [f.name for f in dataclasses.fields(Config)]
     assert set(base.behind("stage1")) - {"stage1_epochs", "barlow_lambda", "latent_width_high"} == set(CHANGES)
-    reference = weights(ncvqvae.train_stage1(tmp_path / "base", base, device=CPU).state_dict())
+    reference = weights(ncvqvae.train_stage1(tmp_path / "base", base).state_dict())
     for name, value in CHANGES.items():
         changed = dataclasses.replace(base, **{name: value})
-        new = weights(ncvqvae.train_stage1(tmp_path / name, changed, device=CPU).state_dict())
+        new = weights(ncvqvae.train_stage1(tmp_path / name, changed).state_dict())
         assert new.shape != reference.shape or not torch.equal(new, reference), name
     later = dict.fromkeys(names[names.index("stage2_epochs"):names.index("stages")])
     assert set(later) - {"stage2_epochs"} | {"seed", "precision"} == set(CHANGES2)
@@ -1328,7 +1332,7 @@ def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_pa
         run.mkdir()
         (run / "stage1.pt").write_bytes((tmp_path / "base/stage1.pt").read_bytes())
         changed = dataclasses.replace(base, **({name: value} if name else {}))
-        new = weights(prior.train_stage2(run, changed, device=CPU).state_dict())
+        new = weights(prior.train_stage2(run, changed).state_dict())
         if name:
             assert new.shape != reference.shape or not torch.equal(new, reference), name
         else:
@@ -1336,16 +1340,20 @@ def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_pa
         assert (run / "stage1.pt").read_bytes() == (tmp_path / "base/stage1.pt").read_bytes()
 
 
-def test_class_dropout_is_the_share_without_a_class(tmp_path, monkeypatch):
-    seen, run = [], tmp_path / "run"
+def test_class_dropout_is_the_share_without_a_class_and_tokens_keep_their_label(tmp_path, monkeypatch):
+    seen, pairs, run = [], [], tmp_path / "run"
     original = Prior.forward
-    monkeypatch.setattr(Prior, "forward", lambda self, t, m, y: seen.append(y) or original(self, t, m, y))
-    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=60, class_dropout=0.25, validate_epochs=0)
-    ncvqvae.train_stage1(run, config, device=CPU)
-    prior.train_stage2(run, device=CPU)
+    monkeypatch.setattr(Prior, "forward", lambda self, t, m, y: seen.append(y) or pairs.append((t, y)) or original(self, t, m, y))
+    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=30, stage2_steps=60, class_dropout=0.25, validate_epochs=0,
+                         stage2_batch=10)
+    ncvqvae.train_stage1(run, config)
+    prior.train_stage2(run)
     labels = torch.cat(seen)
     assert (labels == 3).double().mean().item() == pytest.approx(0.25, abs=0.05)
     assert torch.bincount(labels)[2] > torch.bincount(labels)[:2].max()      # "up" is half of the series
+    d = data.load_dataset(config.dataset)
+    rows = {tuple(t): int(y) for t, y in zip(ncvqvae.load_stage1(run)[0].tokens(d.x_train).tolist(), d.y_train)}
+    assert len(rows) == 24 and all(y in (3, rows[tuple(t)]) for ts, ys in pairs for t, y in zip(ts.tolist(), ys.tolist()))
 
 
 # ---- faults ----
@@ -1486,7 +1494,7 @@ def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatc
     tensor = path.read_bytes()
     torch.save({"identity": {}, "state": {}, "data": {"length": 40}}, path)
     for content in (evil, cut, tensor, path.read_bytes(), b"", b"text"):
-        for name, load in (("stage1.pt", lambda: ncvqvae.load_stage1(tmp_path, CPU)), ("stage1.resume.pt", lambda: ncvqvae.Training(
+        for name, load in (("stage1.pt", lambda: ncvqvae.load_stage1(tmp_path)), ("stage1.resume.pt", lambda: ncvqvae.Training(
                 tmp_path, "stage1", torch.nn.Linear(1, 1), Config(), "", 9))):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(InputError, match=f"{name}: .*(remove it|made with)") as error:
@@ -1500,41 +1508,41 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path):
     config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
     m = run_all(run, config)
     with pytest.raises(InputError, match="stage1.pt: made with stage1_lr = 0.001, this run has 0.1"):
-        ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1), device=CPU)
+        ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1))
     assert data.read_config(run) == config
-    ncvqvae.train_stage1(run, dataclasses.replace(config, stage2_lr=0.1), device=CPU)
+    ncvqvae.train_stage1(run, dataclasses.replace(config, stage2_lr=0.1))
     with pytest.raises(InputError, match="stage2.pt: made with stage2_lr = 0.001, this run has 0.1"):
-        prior.train_stage2(run, device=CPU)
-    ncvqvae.train_stage1(run, dataclasses.replace(config, cas_epochs=2), device=CPU)
-    prior.train_stage2(run, device=CPU)
+        prior.train_stage2(run)
+    ncvqvae.train_stage1(run, dataclasses.replace(config, cas_epochs=2))
+    prior.train_stage2(run)
     with pytest.raises(InputError, match="metrics.json: made with cas_epochs = 1, this run has 2"):
-        evaluate.evaluate_run(run, device=CPU)
-    ncvqvae.train_stage1(run, dataclasses.replace(config, validate_epochs=3, stages=1), device=CPU)
-    assert evaluate.evaluate_run(run, device=CPU)["cas"] == m["cas"] == data.read_json(run / "metrics.json")["cas"]
-    ncvqvae.train_stage1(run, config, device=CPU)
+        evaluate.evaluate_run(run)
+    ncvqvae.train_stage1(run, dataclasses.replace(config, validate_epochs=3, stages=1))
+    assert evaluate.evaluate_run(run)["cas"] == m["cas"] == data.read_json(run / "metrics.json")["cas"]
+    ncvqvae.train_stage1(run, config)
     own_data(tmp_path, length=33)                                            # the file changes under the run
-    for again in (lambda: ncvqvae.train_stage1(run, config, device=CPU), lambda: prior.train_stage2(run, device=CPU),
-                  lambda: evaluate.evaluate_run(run, device=CPU)):
+    for again in (lambda: ncvqvae.train_stage1(run, config), lambda: prior.train_stage2(run),
+                  lambda: evaluate.evaluate_run(run)):
         with pytest.raises(InputError, match="stage1.pt: made with sha256"):
             again()
     with pytest.raises(InputError, match="stage2.pt: not there"):
         (run / "stage2.pt").unlink()
-        prior.load_stage2(run, CPU)
+        prior.load_stage2(run)
 
 
 def test_moved_data_is_the_same_data_and_weights_that_are_not_finite_are_refused(tmp_path):
     run, config = tmp_path / "r", tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
-    ncvqvae.train_stage1(run, config, device=CPU)
+    ncvqvae.train_stage1(run, config)
     before = (run / "stage1.pt").stat().st_mtime_ns
     (tmp_path / "own.npz").rename(tmp_path / "moved.npz")
     config = dataclasses.replace(config, dataset=str(tmp_path / "moved.npz"))
-    ncvqvae.train_stage1(run, config, device=CPU)
+    ncvqvae.train_stage1(run, config)
     assert (run / "stage1.pt").stat().st_mtime_ns == before and data.read_config(run) == config
     checkpoint = data.load_checkpoint(run / "stage1.pt")
     checkpoint["state"]["bands.0.quantizer.sums"][3, 1] = math.nan
     torch.save(checkpoint, run / "stage1.pt")
     with pytest.raises(InputError, match="stage1.pt: cannot be used .weights not finite"):
-        ncvqvae.load_stage1(run, CPU)
+        ncvqvae.load_stage1(run)
 
 
 def test_memory_that_is_not_there_and_devices_that_cannot_train_are_one_line(tmp_path, monkeypatch, capsys):
@@ -1571,7 +1579,7 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path):
         run.mkdir(parents=True)
         for file in ("stage1.pt", "stage2.pt"):
             (run / file).write_bytes((tmp_path / "a/own/r/s" / file).read_bytes())
-        new = evaluate.evaluate_run(run, dataclasses.replace(base, **{name: value}), CPU)
+        new = evaluate.evaluate_run(run, dataclasses.replace(base, **{name: value}))
         moved = {k for k in evaluate.METRICS if "seconds" not in k and new[k] != m[k]}
         assert expected - {"fcn_accuracy", "cas"} <= moved <= expected, (name, moved)    # an accuracy may stay by chance
         steps = {r["stage"]: r["step"] for r in ncvqvae.read_log(run) if r.get("stage") == "cas" and "step" in r}
@@ -1583,15 +1591,15 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path):
 def test_a_classifier_of_other_epochs_is_another_file(tmp_path):
     d = data.load_dataset(own_data(tmp_path))
     for epochs in (1, 2, 1):
-        evaluate.dataset_fcn(tmp_path / "own", d, tiny_config(fcn_epochs=epochs), CPU)
+        evaluate.dataset_fcn(tmp_path / "own", d, tiny_config(fcn_epochs=epochs))
     assert len(list((tmp_path / "own").glob("fcn-*.pt"))) == 2
 
 
-def test_a_second_process_on_a_run_folder_is_told_who_holds_it(tmp_path):
+def test_a_second_process_on_a_run_folder_is_refused(tmp_path):
     code = "import sys; sys.path.insert(0, sys.argv[1]); import data\ndata.run_command(lambda: data.hold(sys.argv[2]).__enter__())"
     with data.hold(tmp_path):
         one_line(subprocess.run([sys.executable, "-c", code, str(HERE), str(tmp_path)], capture_output=True, text=True),
-                 f"process {os.getpid()} on")
+                 "another process works on it")
     assert subprocess.run([sys.executable, "-c", code, str(HERE), str(tmp_path)], capture_output=True).returncode == 0
 
 
@@ -1599,7 +1607,7 @@ def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
     own = own_data(tmp_path)
     with pytest.raises(InputError, match=r"not finite at step \d+: .*before: step .*smaller learning rate"):
         ncvqvae.train_stage1(tmp_path / "nan", tiny_config(stage1_steps=30, stage1_lr=1e3, dataset=own, stage1_weight_decay=10,
-                                                           ), device=CPU)
+                                                           ))
     with pytest.raises(InputError, match="weights not finite at step 1"):    # after the last, finite, loss
         model = torch.nn.Linear(1, 1)
         training = ncvqvae.Training(tmp_path, "stage1", model, Config(stage1_steps=1), "", 9)
@@ -1608,17 +1616,17 @@ def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
         model.weight.data.fill_(math.inf)
         training.finish(tmp_path / "s.pt")
     assert not (tmp_path / "nan/stage1.pt").exists() and not (tmp_path / "s.pt").exists()
-    ncvqvae.train_stage1(tmp_path / "one", tiny_config(stage1_steps=1, n_codes=1, dataset=own), device=CPU)
+    ncvqvae.train_stage1(tmp_path / "one", tiny_config(stage1_steps=1, n_codes=1, dataset=own))
     assert "the codebook collapsed" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_prior(tmp_path):
     config = tiny_config(stage1_steps=2, stage2_steps=3, dataset=own_data(tmp_path))
-    ncvqvae.train_stage1(tmp_path / "r", config, device=CPU)
-    first = prior.train_stage2(tmp_path / "r", device=CPU)
+    ncvqvae.train_stage1(tmp_path / "r", config)
+    first = prior.train_stage2(tmp_path / "r")
     (tmp_path / "r/stage2.pt").unlink()
     torch.rand(3)
-    second = prior.train_stage2(tmp_path / "r", device=CPU)
+    second = prior.train_stage2(tmp_path / "r")
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
 
 

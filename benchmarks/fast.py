@@ -46,7 +46,7 @@ def stage1(name, out):
             run = out / name / f"{method}-{augmentation}" / f"{steps}-{lr:g}"
             if not (run / "stage1.json").exists():
                 config = config_of(name, out, method=method, augmentation=augmentation, stage1_steps=steps, stage1_lr=lr)
-                model = ncvqvae.train_stage1(run, config, dataset, device)
+                model = ncvqvae.train_stage1(run, config, dataset)
                 train, test = (ncvqvae.encode_split(model, x) for x in (dataset.x_train, dataset.x_test))
                 knn, svm = evaluate.probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
                 data.write_json(run / "stage1.json", dict(recon=test["errors"].sum(1).mean().item(), knn=knn, svm=svm,
@@ -63,8 +63,8 @@ def stage2(name, out):
             run.mkdir(parents=True, exist_ok=True)
             (run / "stage1.pt").write_bytes((tokenizer / "stage1.pt").read_bytes())
             config = data.Config(**(data.read_json(tokenizer / "config.json") | dict(stage2_steps=steps, stage2_lr=lr)))
-            model = prior.train_stage2(run, config, dataset, device)
-            tokens = ncvqvae.load_stage1(run, device)[0].tokens(dataset.x_test.to(device))
+            model = prior.train_stage2(run, config, dataset)
+            tokens = ncvqvae.load_stage1(run)[0].tokens(dataset.x_test.to(device))
             data.write_json(run / "stage2.json", dict(
                 prior_loss=prior.prior_loss(model, tokens, dataset.y_test.to(device)),
                 seconds=data.load_checkpoint(run / "stage2.pt")["seconds"]))
@@ -76,7 +76,7 @@ def fcn(name, out):
     for epochs in FCN_EPOCHS:
         run, start = out / name / "fcn" / f"{epochs} epochs-0.001", time.time()
         if not (run / "fcn.json").exists():
-            model = evaluate.dataset_fcn(run, dataset, config_of(name, out, fcn_epochs=epochs), device)
+            model = evaluate.dataset_fcn(run, dataset, config_of(name, out, fcn_epochs=epochs))
             accuracy = evaluate.accuracy(evaluate.classify(model, dataset.x_test)[1], dataset.y_test)
             data.write_json(run / "fcn.json", dict(accuracy=accuracy, seconds=time.time() - start))
 

@@ -512,10 +512,10 @@ def command_probe(run_dirs):
 
 def parts(run_dir):
     """FID, IS and share of own class of real test series, their reconstructions and class-conditional samples."""
-    config, device = data.read_config(run_dir), data.pick_device()
+    config = data.read_config(run_dir)
     dataset = load_dataset(config.dataset)
-    model, _ = load_stage1(run_dir, device, config, dataset)
-    fcn = dataset_fcn(Path(run_dir).parent.parent, dataset, config, device)
+    model, _ = load_stage1(run_dir, config, dataset)
+    fcn = dataset_fcn(Path(run_dir).parent.parent, dataset, config)
     samples = data.read_arrays(Path(run_dir) / "samples.npz")
     generated = torch.from_numpy(((samples["X"][:, 0] - dataset.mean) / dataset.std).astype(np.float32))
     y = torch.tensor([dataset.label(label) for label in samples["y"].tolist()])
