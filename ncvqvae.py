@@ -429,7 +429,7 @@ class Training:
 
     def _go_on(self):
         state = load_checkpoint(self.resume)
-        with usable(self.resume):  # another device type, or program
+        with usable(self.resume):  # of another device type
             check_same(self.resume, state["identity"], self.identity)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -461,13 +461,13 @@ def read_log(run_dir):
     return records
 
 @torch.no_grad()
-def encode_split(model, x):
+def encode_split(model, x, batch=256):
     """One pass of a split x (n, L) through stage 1, in the mode it is in. -> CPU tensors:
 
     pooled z_q (n, D), tokens (n, N), x_hat (n, L), errors (n, 2), the MSE in time and in frequency.
     """
     device, parts = next(model.parameters()).device, []
-    for part in (part.to(device) for part in x.split(256)):  # (B, L)
+    for part in (part.to(device) for part in x.split(batch)):  # (B, L)
         u, z = model.encode(part)
         z_q, tokens, _ = model.quantize(z)
         u_hat, x_hat = model.decode(z_q)  # (B, 2, H, W), (B, L)

@@ -66,7 +66,8 @@ def find_runs(folders):
         first, later = settings(config)
         full = m["stages"] == 2
         row |= {k: getattr(config, k) for k in ("method", "augmentation", "seed", "precision")} | dict(
-            dataset=Path(config.dataset).stem, stage1_settings=first, later_settings=later if full else "none",
+            dataset=path.resolve().parts[-4], stage1_settings=first,     # OUT/DATASET/METHOD-AUG/seedN
+            later_settings=later if full else "none",
             fcn_epochs=config.fcn_epochs if full else None, cas_epochs=config.cas_epochs if full else None,
             date=start.get("time", "")[:10], **{k: start.get(k) for k in ("device", "torch", "commit")})
         for stage in ("stage1", "stage2")[:m["stages"]]:                   # steps, where given, replace epochs
