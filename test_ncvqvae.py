@@ -894,23 +894,25 @@ def test_gumbel_noise_makes_the_argmax_a_draw():
 
 
 def test_noise_on_the_confidence_has_the_sign_of_gumbel_s_and_falls_to_zero():
-    """Of N positions with one confidence each, those of the largest log p + noise are kept."""
-    class Flat(Recorder):
+    """Each pass by hand: tokens drawn, those of the largest log p + noise kept, noise 4 (1 - (t + 1) / T) Gumbel."""
+    logits = 2 * draw(40, 5, dtype=torch.float32)
+
+    class Fixed(Recorder):
         def forward(self, tokens, mask, labels):
             super().forward(tokens, mask, labels)
-            logits = torch.zeros(len(tokens), self.n_tokens, self.K)
-            logits[..., 0] = 30                                              # sure of token 0 everywhere
-            return logits
-    p, g, steps = Flat(N=40), generator(3), 4
-    prior.iterative_decode(p, torch.zeros(2, dtype=torch.int64), generator(3), steps, choice_temperature=4.0)
-    for t in range(steps - 1):
-        mask = p.calls[t][1]
-        torch.multinomial(torch.full((80, 5), 0.2), 1, generator=g)          # the draws of the tokens
+            return logits.expand(len(tokens), -1, -1)
+    p, g, steps, log_p = Fixed(N=40), generator(3), 4, logits.log_softmax(-1).expand(2, -1, -1)
+    out = prior.iterative_decode(p, torch.zeros(2, dtype=torch.int64), generator(3), steps, choice_temperature=4.0)
+    mask, tokens = torch.ones(2, 40, dtype=torch.bool), torch.zeros(2, 40, dtype=torch.int64)
+    for t in range(steps):
+        assert torch.equal(p.calls[t][1], mask) and torch.equal(p.calls[t][0], tokens)
+        drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=g).view(2, 40)
+        tokens = torch.where(mask, drawn, tokens)
         noise = 4.0 * (1 - (t + 1) / steps) * -torch.log(-torch.log(torch.rand(2, 40, generator=g)))
-        noise[~mask] = math.inf
-        again = math.floor(math.cos(math.pi / 2 * (t + 1) / steps) * 40)
-        expected = noise.argsort(1).argsort(1) < again
-        assert torch.equal(p.calls[t + 1][1], expected)
+        confidence = log_p.gather(-1, tokens[..., None])[..., 0] + noise
+        confidence[~mask] = math.inf
+        mask = confidence.argsort(1).argsort(1) < math.floor(math.cos(math.pi / 2 * (t + 1) / steps) * 40)
+    assert torch.equal(out, tokens)
 
 
 def test_every_series_keeps_its_class_through_sampling():
@@ -952,6 +954,9 @@ def test_inception_score_of_hand_examples():
     p = np.array([[0.9, 0.1], [0.3, 0.7]])
     kl = [sum(p[i, k] * math.log(p[i, k] / p[:, k].mean()) for k in range(2)) for i in range(2)]
     assert evaluate.inception_score(p, splits=1) == pytest.approx(math.exp(sum(kl) / 2))
+    sorted_by_class = (4 * np.eye(4)[np.arange(90) // 30] + draw(90, 4).numpy())
+    p = np.exp(sorted_by_class) / np.exp(sorted_by_class).sum(1, keepdims=True)
+    assert evaluate.inception_score(p) == pytest.approx(slow_is(p), rel=1e-9)          # shuffled before the ten splits
 
 
 def test_probe_scales_by_the_train_split_and_scores_the_test_split():
@@ -964,6 +969,13 @@ def test_probe_scales_by_the_train_split_and_scores_the_test_split():
     nearest = ((s[40:, None] - s[None, :40]) ** 2).sum(-1).argsort(1)[:, :5]
     assert knn == pytest.approx(((y[nearest].mean(1) > 0.5) == y[40:]).mean())
     assert svm > 0.9
+    from sklearn.svm import SVC
+    z, y = rng.standard_normal((600, 6)), rng.integers(0, 3, 600)            # noise: the scale alone decides
+    low, high = z[:300].min(0), z[:300].max(0)
+    s = 2 * (z - low) / (high - low) - 1
+    expected = SVC(kernel="linear", C=1.0).fit(s[:300], y[:300]).score(s[300:], y[300:])
+    other = SVC(kernel="linear", C=1.0).fit((s[:300] + 1) / 2, y[:300]).score((s[300:] + 1) / 2, y[300:])
+    assert evaluate.probe(z[:300], y[:300], z[300:], y[300:])[1] == expected != other
 
 
 def test_nearest_neighbour_ratio_and_code_usage():
@@ -1139,6 +1151,8 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
     fcn = evaluate.FCN(3)
     fcn.load_state_dict(state)
     fcn.eval()
+    again, _ = evaluate.train_fcn(x["train"], torch.from_numpy(y["train"]), 3, dataclasses.replace(config, seed=0), tmp_path, "again")
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), state.values()))
     look = {k: (fcn.features(v).detach().double().numpy(), fcn(v).detach().double().softmax(1).numpy()) for k, v in dict(
         real=x["test"], fake=unconditional, recon=x_hat,
         floor=x["train"][np.random.default_rng(0).choice(24, 200, replace=True)]).items()}
@@ -1154,7 +1168,7 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
                      seconds_stage1=saved["seconds"], seconds_stage2=second["seconds"])
     for key, value in expected.items():
         assert m[key] == pytest.approx(float(torch.as_tensor(value).detach()), rel=2e-3, abs=2e-4), key
-    cas, _ = evaluate.train_fcn(conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2), tmp_path, "again")
+    cas, _ = evaluate.train_fcn(conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2), tmp_path, "cas")
     assert m["cas"] == (cas(x["test"]).argmax(1).numpy() == y["test"]).mean()
     assert set(evaluate.METRICS) - set(expected) == {"cas", "n_generated", "seconds_evaluate"}
 
@@ -1618,6 +1632,26 @@ def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
     assert not (tmp_path / "nan/stage1.pt").exists() and not (tmp_path / "s.pt").exists()
     ncvqvae.train_stage1(tmp_path / "one", tiny_config(stage1_steps=1, n_codes=1, dataset=own))
     assert "the codebook collapsed" in capsys.readouterr().err
+
+
+def test_the_seed_reaches_the_first_weights_of_every_stage(tmp_path):
+    """With a learning rate of nearly nothing what differs is where training started."""
+    still, weights = dict(stage1_steps=1, stage2_steps=1, stage1_lr=1e-12, stage2_lr=1e-12, fcn_lr=1e-12), []
+    own = own_data(tmp_path)
+    for seed in (1, 2):
+        config, run = tiny_config(dataset=own, seed=seed, **still), tmp_path / str(seed)
+        model, p = ncvqvae.train_stage1(run, config), prior.train_stage2(run)
+        fcn, _ = evaluate.train_fcn(torch.randn(9, 31), torch.arange(9) % 3, 3, config, run, "cas")
+        weights.append([model.bands[0].encoder[0][0].weight, p.head[2].weight, fcn.head.weight])
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(*weights))
+
+
+def test_tokens_drawn_in_training_come_from_the_frozen_tokenizer(tmp_path, monkeypatch):
+    modes, tokens = [], NCVQVAE.tokens
+    monkeypatch.setattr(NCVQVAE, "tokens", lambda self, *a: modes.append((self.training, a[1])) or tokens(self, *a))
+    ncvqvae.train_stage1(tmp_path / "r", tiny_config(dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=3, token_temperature=0.5))
+    prior.train_stage2(tmp_path / "r")
+    assert modes == [(False, 0.5)] * 3
 
 
 def test_the_same_seed_gives_the_same_prior(tmp_path):

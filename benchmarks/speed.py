@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py > results/speed.md            # 15 minutes on 2 CPU cores; nothing else may run
     python benchmarks/speed.py --against DIR                 # a checkout of the first edition, in turn with this one
+    python benchmarks/speed.py --bands                       # one and two bands at the same length
 
 Each measurement runs in a process of its own (its peak memory is its own), times are medians of 20 steps after 3, and
 what is compared is compared within one run. `textbook`: one view at a time through the projector, D x D matrices in the
@@ -84,10 +85,11 @@ def series(B, L):
     return ((x - x.mean()) / x.std()).to(DEVICE)
 
 
-def measure_stage1(method, B, L, latent_width, precision="float32", variant="ours", residual_norm="encoder"):
+def measure_stage1(method, B, L, latent_width, precision="float32", variant="ours", residual_norm="encoder",
+                   bands=1):
     torch.manual_seed(0)
     config = Config(method=method, augmentation="none" if method == "naive" else "slice", latent_width=latent_width,
-                    precision=precision, residual_norm=residual_norm)
+                    precision=precision, residual_norm=residual_norm, bands=bands)
     x, generator, ours = series(B, L), torch.Generator(DEVICE).manual_seed(0), variant == "ours"
     model = (ncvqvae.NCVQVAE if ours else Textbook)(config, L).to(DEVICE).train()
     if ours:
@@ -101,16 +103,17 @@ def measure_stage1(method, B, L, latent_width, precision="float32", variant="our
     return dict(seconds=seconds(step))
 
 
-def measure_stage2(B, N, precision="float32"):
+def measure_stage2(B, sizes, precision="float32"):
     torch.manual_seed(0)
-    model = prior.Prior(Config(precision=precision), torch.randn(32, 64), N, 2).to(DEVICE).train()
-    tokens, labels = torch.randint(32, (B, N), device=DEVICE), torch.zeros(B, dtype=torch.int64, device=DEVICE)
+    model = prior.Prior(Config(precision=precision), torch.randn(32 * len(sizes), 64), sizes, 2).to(DEVICE).train()
+    tokens = torch.cat([torch.randint(32 * k, 32 * (k + 1), (B, n), device=DEVICE) for k, n in enumerate(sizes)], 1)
+    labels = torch.zeros(B, dtype=torch.int64, device=DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step():
-        mask = prior.mask_tokens(tokens)
+        masks = [prior.mask_tokens(part) for part in tokens.split(sizes, 1)]
         optimizer.zero_grad()
-        prior.masked_cross_entropy(model(tokens, mask, labels), tokens, mask).backward()
+        prior.band_losses(model, tokens, masks, labels).backward()
         optimizer.step()
     return dict(seconds=seconds(step))
 
@@ -193,12 +196,28 @@ def report():
     print("### Steps of stage 2 and of the classifier, ms\n")
     table(["step", "float32", "bf16"], [[f"{kind} {spec}", *(f"{run(kind, precision=p, **spec)['seconds'] * 1e3:.0f}"
                                                             for p in ("float32", "bf16"))]
-                                        for kind, spec in (("stage2", dict(B=256, N=40)), ("stage2", dict(B=256, N=75)),
+                                        for kind, spec in (("stage2", dict(B=256, sizes=[40])), ("stage2", dict(B=256, sizes=[75])),
                                                            ("fcn", dict(B=256, L=128)))])
     print("### Parts of a vibcreg step of FordA's shape, alone, forward and backward, ms\n")
     B, L, latent_width = SHAPES["FordA"]
     parts = [run("parts", method="vibcreg", B=B, L=L, latent_width=latent_width, precision=p)["parts"] for p in ("float32", "bf16")]
     table(["part", "float32", "bf16"], [[name, *(f"{p[name] * 1e3:.1f}" for p in parts)] for name in parts[0]])
+
+
+def bands():
+    """Steps a second and peak memory of one band and of two, batch 128 in stage 1, 64 in stage 2."""
+    print("### One band and two: steps a second (peak GB), bf16\n")
+    rows = []
+    for L in (128, 512):
+        for method in ("naive", "vibcreg"):
+            found = [run("stage1", method=method, B=128, L=L, latent_width=8, precision="bf16", bands=n) for n in (1, 2)]
+            rows.append([f"stage 1, {method}, length {L}", *found])
+        sizes = [ncvqvae.NCVQVAE(Config(bands=n), L, with_projector=False).sizes for n in (1, 2)]
+        found = [run("stage2", B=64, sizes=s, precision="bf16") for s in sizes]
+        rows.append([f"stage 2, length {L}, {' and '.join(str(sum(s)) for s in sizes)} tokens", *found])
+    table(["step", "one band", "two bands", "two / one"], [
+        [name, *(f"{1 / r['seconds']:.2f} ({r['peak_gb']:.2f})" for r in (one, two)), f"{one['seconds'] / two['seconds']:.2f}"]
+        for name, one, two in rows])
 
 
 def against(checkout):
@@ -220,6 +239,7 @@ def against(checkout):
 def main():
     parser = argparse.ArgumentParser(description="Benchmark steps.")
     parser.add_argument("--against", metavar="DIR", help="another checkout")
+    parser.add_argument("--bands", action="store_true", help="one band against two")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -230,7 +250,7 @@ def main():
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else next(
         (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "CPU")
     print(f"{torch.get_num_threads()} threads of {device}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}.\n")
-    against(args.against) if args.against else report()
+    against(args.against) if args.against else bands() if args.bands else report()
 
 
 if __name__ == "__main__":
