@@ -578,8 +578,10 @@ def test_two_views_are_partners_and_x_is_not_seen(tmp_path, monkeypatch, method)
                                                      validate_epochs=1))
     x = data.load_dataset(own).x_train
     assert len(seen) == 6 and not any(torch.equal(row, one) for row in torch.cat(seen) for one in x)
-    for a, b in zip(seen[::2], seen[1::2]):                                  # two draws from the same series
-        assert not torch.equal(a, b) and ((a - b).abs() < 0.5).all()
+    for views in (seen[::2], seen[1::2]):                                    # each T(x), neither T(T(x)): noise of 0.05
+        noise = torch.cat([(row - x[(x - row).square().sum(1).argmin()]) for v in views for row in v])
+        assert noise.std().item() == pytest.approx(0.05, rel=0.1)
+    assert not torch.equal(seen[0], seen[1])
 
 
 def two_bands(**fields):
@@ -661,9 +663,10 @@ def test_bands_and_views_compose_through_all_stages(tmp_path):
     config = tiny_config(dataset=own_data(tmp_path), method="vibcreg", augmentation="slice", bands=2, views=2, stage1_steps=4,
                          stage2_steps=4, token_temperature=1.0)
     m = run_all(run, config)
-    assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS) and m["codes_used"] > 2
+    assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
     model = ncvqvae.load_stage1(run)[0]
-    assert ncvqvae.encode_split(model, data.load_dataset(config.dataset).x_test)["pooled"].shape == (16, 32)
+    test = ncvqvae.encode_split(model, data.load_dataset(config.dataset).x_test)
+    assert test["pooled"].shape == (16, 32) and m["codes_used"] == len(test["tokens"].unique()) > len((test["tokens"] % 32).unique())
     with pytest.raises(InputError, match="stage1.pt: made with bands = 2, this run has 1"):
         ncvqvae.train_stage1(run, dataclasses.replace(config, bands=1))
     command(prior, "sample", run, "--n", 3, "--out", tmp_path / "x.npz")
@@ -1539,6 +1542,10 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path):
                   lambda: evaluate.evaluate_run(run)):
         with pytest.raises(InputError, match="stage1.pt: made with sha256"):
             again()
+    stopped = tmp_path / "stopped/own/naive-none/seed1"                      # more is asked than was measured
+    assert run_all(stopped, dataclasses.replace(config, stages=1, dataset=own))["cas"] is None
+    ncvqvae.train_stage1(stopped, config)
+    assert evaluate.evaluate_run(stopped)["cas"] is not None
     with pytest.raises(InputError, match="stage2.pt: not there"):
         (run / "stage2.pt").unlink()
         prior.load_stage2(run)
