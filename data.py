@@ -495,7 +495,7 @@ def run_command(main):
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except OSError as error:
-        sys.exit(f"{error.filename}: cannot be read or written ({error.strerror}); mend that")
+        sys.exit(f"{error.filename or 'disk'}: cannot be read or written ({error.strerror})")
     except (MemoryError, RuntimeError) as error:  # torch's text says memory, of CPU and of GPU
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         if "memory" not in text.lower():
