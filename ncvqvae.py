@@ -226,7 +226,7 @@ class Band(nn.Module):
         super().__init__()
         n, norm = n_downsampling(length, latent_width), config.residual_norm
         self.bins = slice(*bins)  # of the H
-        self.grid = bins[1] - bins[0], length // (config.n_fft // 4) + 1 >> n  # H and W' of its z
+        self.grid = bins[1] - bins[0], (length // (config.n_fft // 4) + 1) >> n  # H, W' of its z
         # NOTE(ledger 20): BatchNorm in both in the text, in the program in the encoder alone.
         self.encoder = Encoder(n, config.width, config.residual_kernel, norm != "none")
         self.decoder = Decoder(n, config.width, config.residual_kernel, norm == "both")

@@ -744,6 +744,19 @@ def test_iter_norm_against_a_loop_and_towards_exact_whitening():
     assert distances[0] > distances[1] > distances[2] and distances[2] < 1e-9
 
 
+def test_projector_whitens_groups_of_64_then_scales_and_shifts():
+    torch.manual_seed(0)
+    projector, x = ncvqvae.Projector(6, 192, whiten=True), draw(99, 6, dtype=torch.float32)
+    projector.scale.data.uniform_(0.5, 2)
+    projector.shift.data.uniform_(-1, 1)
+    h = x
+    for linear in projector.linears[:2]:
+        h = linear(h)
+        h = ((h - h.mean(0)) / (h.var(0, unbiased=False) + 1e-5).sqrt()).relu()
+    whitened = torch.cat([ncvqvae.iter_norm(part, 1) for part in projector.linears[2](h).split(64, 1)], 1)
+    torch.testing.assert_close(projector(x)[0], whitened * projector.scale + projector.shift, atol=2e-4, rtol=2e-3)
+
+
 def test_projector_keeps_the_views_statistics_apart():
     torch.manual_seed(0)
     p = ncvqvae.Projector(10, 64, whiten=True)
