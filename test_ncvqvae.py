@@ -189,6 +189,12 @@ def test_two_patterns_has_balanced_classes_and_both_steps():
         assert jumps == merged and set(series.unique().tolist()) == {-5.0, 0.0, 5.0}
 
 
+def test_the_toy_set_has_splits_of_its_own():
+    d = data.load_dataset("toy")
+    assert d.x_train.shape == d.x_test.shape == (1000, 128) and d.classes == [0, 1, 2, 3]
+    assert torch.cdist(d.x_test, d.x_train).min() > 0.1                      # no test series is a train series
+
+
 # ---- settings ----
 
 WRONG = """stage1_batch=0 stage1_batch=1 stage1_batch=-5 stage1_lr=nan stage1_lr=inf stage1_lr=-1 stage1_lr=0
