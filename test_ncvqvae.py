@@ -671,7 +671,12 @@ def test_bands_and_views_compose_through_all_stages(tmp_path):
     m = run_all(run, config)
     assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
     model = ncvqvae.load_stage1(run)[0]
-    test = ncvqvae.encode_split(model, data.load_dataset(config.dataset).x_test)
+    d = data.load_dataset(config.dataset)
+    floor = d.x_train[np.random.default_rng(0).choice(24, 16, replace=False)]            # a sample: no series twice
+    fcn = evaluate.dataset_fcn(tmp_path / "own", d, config)
+    real, real_train = (evaluate.classify(fcn, x)[0] for x in (d.x_test, floor))
+    assert m["fid_floor"] == pytest.approx(slow_fid(real_train, real), rel=1e-3, abs=1e-4)
+    test = ncvqvae.encode_split(model, d.x_test)
     assert test["pooled"].shape == (16, 32) and m["codes_used"] == len(test["tokens"].unique()) > len((test["tokens"] % 32).unique())
     with pytest.raises(InputError, match="stage1.pt: made with bands = 2, this run has 1"):
         ncvqvae.train_stage1(run, dataclasses.replace(config, bands=1))
@@ -835,7 +840,7 @@ def test_prior_looks_at_known_tokens_and_class_but_not_behind_the_mask():
 
 def test_embedding_starts_as_the_codebook_unless_random():
     book = draw(7, 8, seed=5, dtype=torch.float32)
-    assert torch.equal(tiny_prior().embedding.weight.data, book)
+    assert torch.equal(tiny_prior().embedding.weight.data, book) and tiny_prior().classes.num_embeddings == 3 + 1
     assert not torch.equal(tiny_prior(embedding="random").embedding.weight.data, book)
 
 
@@ -1031,6 +1036,8 @@ def test_figures_of_a_collapsed_latent_space(tmp_path):
 
 
 def test_fcn_has_the_published_padding_and_learns(tmp_path):
+    convs = [c[0] for c in evaluate.FCN(3).convs]
+    assert [(c.in_channels, c.out_channels, c.kernel_size) for c in convs] == [(1, 128, (1, 8)), (128, 256, (1, 5)), (256, 128, (1, 3))]
     torch.manual_seed(0)
     fcn, x = evaluate.FCN(3).double().eval(), draw(2, 21)
     h = x[:, None]
@@ -1123,7 +1130,14 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
     run, fields = tmp_path / "own/vibcreg-slice/seed3", dict(method="vibcreg", augmentation="slice", seed=3)
     config = tiny_config(dataset=own_data(tmp_path, n_test=200), stage1_steps=8, stage2_steps=8, fcn_epochs=3,
                          cas_epochs=2, decode_steps=4, choice_temperature=2.0, guidance=1.5, **fields)
-    m = run_all(run, config)
+    with np.load(config.dataset) as f:                                       # other shares of the classes in the test split
+        np.savez(config.dataset, **{**f, "y_test": np.where(np.arange(200) < 90, "down", f["y_test"])})
+    ncvqvae.train_stage1(run, config)
+    prior.train_stage2(run)
+    second, asked, sample = data.load_checkpoint(run / "stage2.pt"), [], prior.sample
+    monkeypatch.setattr(evaluate, "sample", lambda p, m, labels, *rest: asked.append(labels) or sample(p, m, labels, *rest))
+    m = evaluate.evaluate_run(run)
+    assert asked[0].tolist() == [3] * 256 and asked[1].tolist() == [0] * 250 + [1] * 250 + [2] * 500     # 3: no class
     with np.load(tmp_path / "own.npz") as f:
         raw, words = {s: f[f"X_{s}"] for s in ("train", "test")}, {s: f[f"y_{s}"] for s in ("train", "test")}
     mean, std, names = raw["train"].mean(), raw["train"].std(), ["down", "flat", "up"]
@@ -1153,7 +1167,6 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
     for key, classifier in (("knn", KNeighborsClassifier(5)), ("svm", SVC(kernel="linear"))):
         expected[key] = (classifier.fit(f["train"], y["train"]).predict(f["test"]) == y["test"]).mean()
 
-    second = torch.load(run / "stage2.pt", weights_only=True)
     p = Prior(config, band.quantizer.codebook, [tokens.shape[1]], 3)
     p.load_state_dict(second["state"])
     p.eval()
@@ -1329,6 +1342,10 @@ def test_training_follows_adamw_and_the_cosine(tmp_path):
     torch.testing.assert_close(model.weight, twin.weight)
     g = generator(7)
     assert torch.equal(torch.cat(seen), torch.cat([torch.randperm(10, generator=g)[:9] for _ in range(3)]))
+    long = ncvqvae.Training(tmp_path, "stage2", model, Config(stage2_steps=401), "", 9)  # every second step is logged,
+    for rows in long:                                                        # and the first and the last
+        long.update(model(x[rows]).square().mean())
+    assert [r["step"] for r in ncvqvae.read_log(tmp_path) if r["stage"] == "stage2" and "step" in r] == [1, *range(2, 401, 2), 401]
     other = ncvqvae.Training(tmp_path, "stage2", model, Config(stage2_batch=128, stage2_steps=4), "", 256)
     assert (other.total, other.per_epoch) == (4, 2)
     other = ncvqvae.Training(tmp_path, "fcn", model, Config(fcn_epochs=7), "", 256, "cas")
@@ -1669,6 +1686,7 @@ def test_the_seed_reaches_the_first_weights_of_every_stage(tmp_path):
         model, p = ncvqvae.train_stage1(run, config), prior.train_stage2(run)
         fcn, _ = evaluate.train_fcn(torch.randn(9, 31), torch.arange(9) % 3, 3, config, run, "cas")
         weights.append([model.bands[0].encoder[0][0].weight, p.head[2].weight, fcn.head.weight])
+        torch.testing.assert_close(p.embedding.weight, model.codebook(), atol=1e-6, rtol=0)
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(*weights))
 
 
