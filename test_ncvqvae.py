@@ -182,6 +182,7 @@ def test_two_patterns_has_balanced_classes_and_both_steps():
     assert x.shape == (401, 128) and x.dtype == torch.float32
     assert np.ptp(np.bincount(y.numpy(), minlength=4)) <= 1
     assert torch.equal(x, data.two_patterns(401, 128, seed=3, noise=0.0)[0])
+    assert 2 * 16 <= (x != 0).sum(1).min() < 2 * 20                          # two steps of an eighth of the length at least
     for series, label in zip(x, y):
         jumps = [int(v) for v in series[series != 0].sign().unique_consecutive()]       # e.g. down-up, up-down
         first, second = ([-1, 1] if label // 2 else [1, -1]), ([-1, 1] if label % 2 else [1, -1])
