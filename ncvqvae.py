@@ -353,8 +353,7 @@ class Training:
         batch, epochs, self.lr, decay = (getattr(config, f"{kind}_{name}") for name in
                                          ("batch", "epochs", "lr", "weight_decay"))
         self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay, fused=True)
-        self.n, self.batch = n, min(batch, n)  # where few: all of them
-        self.per_epoch = math.ceil(n / self.batch) - (n % self.batch == 1)
+        self.n, self.batch, self.per_epoch = n, batch, math.ceil(n / batch) - (n % batch == 1)
         self.total = getattr(config, f"{kind}_steps", 0) or epochs * self.per_epoch
         self.every = max(1, self.total // 200)  # about 200 logged steps
         self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), "nothing"
