@@ -141,7 +141,6 @@ def train_stage2(run_dir, config=None, dataset=None):
     torch.manual_seed(config.seed)
     prior = Prior(config, stage1.codebook(), stage1.sizes, no_class).to(device)
     training = Training(run_dir, "stage2", prior, config, dataset.sha256, len(tokens))
-    prior.train()  # stage 1 stays in eval mode
     for rows in training:
         t, y = tokens[rows], labels[rows]  # (B, N), (B,)
         if config.token_temperature > 0:  # NOTE(ledger 9): the authors' way, with 1
@@ -152,9 +151,8 @@ def train_stage2(run_dir, config=None, dataset=None):
         y = torch.where(chance < config.class_dropout, no_class, y)
         training.update(band_losses(prior, t, masks, y, config.loss_on))
         if training.validates(config.validate_epochs):
-            prior.eval()  # draws of its own, none of training's (Fig. 6.11)
+            # Draws of its own, none of training's (Fig. 6.11).
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
-            prior.train()
     training.finish(path, data=dataset.info())
     return load_stage2(run_dir, config, dataset)[0]
 

@@ -974,6 +974,9 @@ def test_frechet_distance_has_the_closed_form_and_survives_singular_covariances(
     assert evaluate.frechet_distance(flat, flat) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError):
         evaluate.frechet_distance(a[:1], b)
+    for scale in (1e-3, 1.0, 1e3):
+        a, b = scale * draw(60, 5).numpy(), scale * (draw(70, 5, seed=1).numpy() @ np.triu(np.ones((5, 5))) + 1)
+        assert evaluate.frechet_distance(a, b) == pytest.approx(slow_fid(a, b), rel=1e-8)
 
 
 def test_inception_score_of_hand_examples():
@@ -1124,7 +1127,7 @@ def slow_is(p):
     return sum(scores) / 10
 
 
-def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
+def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys):
     """Which split, which mode, which samples, which labels, which classifier: recomputed from the files."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.svm import SVC
@@ -1213,6 +1216,12 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path))
     with pytest.raises(InputError, match="class sideways: own has down, flat, up"):
         command(evaluate, "samples", peer, "--dataset", tmp_path / "own.npz", "--fcn-epochs", 1, "--cas-epochs", 1)
+
+    np.savez(peer, X=raw["test"])                                            # units of the data; the test split against itself
+    capsys.readouterr()
+    command(evaluate, "samples", peer, "--dataset", tmp_path / "own.npz", "--fcn-epochs", 3)
+    scored = json.loads(capsys.readouterr().out)
+    assert (scored["nn_ratio"], scored["n"]) == (pytest.approx(1, abs=1e-5), 200) and scored["fid"] < 1e-3 < scored["fid_floor"]
 
     for words, label in ((("--class", "flat"), 1), ((), 3)):                 # prior.py sample: the class asked for
         out = tmp_path / "x.npz"
