@@ -168,7 +168,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     the reconstructed test split for fid_recon. folder: the run's, two below the dataset's.
     """
     out = dict(nn_ratio=nearest_neighbour_ratio(generated, dataset.x_train, dataset.x_test))
-    if (out["nn_ratio"] or 1) < 0.999:
+    if out["nn_ratio"] is not None and out["nn_ratio"] < 0.999:
         print(f"WARNING: nn_ratio {out['nn_ratio']:.2f} < 1 hints at memorising (§6.4): samples "
               "lie nearer to train series than test series do", file=sys.stderr)
     if not dataset.classes:

@@ -1009,6 +1009,14 @@ def test_probe_scales_by_the_train_split_and_scores_the_test_split():
     assert evaluate.probe(z[:300], y[:300], z[300:], y[300:])[1] == expected != other
 
 
+def test_samples_that_are_train_series_are_said_to_hint_at_memorising(tmp_path, capsys):
+    d = data.load_dataset(own_data(tmp_path, labels=False))
+    assert evaluate.score_samples(d.x_test, None, None, d, Config(), tmp_path) == {"nn_ratio": 1.0}
+    assert capsys.readouterr().err == ""
+    assert evaluate.score_samples(d.x_train, None, None, d, Config(), tmp_path) == {"nn_ratio": 0.0}
+    assert "nn_ratio 0.00 < 1 hints at memorising" in capsys.readouterr().err
+
+
 def test_nearest_neighbour_ratio_and_code_usage():
     train, test = draw(30, 5), draw(20, 5, seed=1)
     fake = train[:10] + 0.01
