@@ -124,7 +124,8 @@ class Config:
                                      f"{f.metadata.get('wanted', 'a name')}")
         views, wrong = set(self.augmentation.split("+")), f"--augmentation {self.augmentation}: "
         refuse((self.method == "naive") != (views == {"none"}), wrong + "none is for naive alone")
-        refuse(views - {"none", *AUGMENTATIONS}, f"{wrong}none of {[*AUGMENTATIONS]} joined by +")
+        refuse(views != {"none"} and views - {*AUGMENTATIONS},
+               f"{wrong}none of {[*AUGMENTATIONS]} joined by +")
         refuse(self.method == "naive" and self.views == 2, "--views 2: naive looks at one series")
         refuse(self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, its hops")
         refuse(self.method == "vibcreg" and self.projector_dim % 64,  # IterNorm's groups

@@ -249,6 +249,7 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
 @pytest.mark.parametrize("fields,message", [
     (dict(method="nave"), "--method nave"), (dict(method="naive", augmentation="warp"), "none is for naive alone"),
     (dict(method="barlow"), "none is for naive alone"), (dict(method="barlow", augmentation="wrap"), "wrap: none of"),
+    (dict(method="barlow", augmentation="warp+none"), "warp.none: none of"),
     (dict(views=2), "--views 2"), (dict(bands=3), "--bands 3"), (dict(dataset=3), "--dataset 3"), (dict(seed=True), "--seed True"), (dict(seed=1.0), "--seed 1.0"),
 ])
 def test_a_config_that_cannot_train_is_refused(fields, message):
