@@ -58,7 +58,8 @@ def find_runs(folders):
     rows = []
     for path in sorted({p for folder in folders for p in Path(folder).rglob("metrics.json")}):
         m = read_json(path)
-        config = Config(**{k: v for k, v in m["config"].items() if k != "sha256"})
+        with data.usable(path):                                            # of another version, perhaps
+            config = Config(**{k: v for k, v in m["config"].items() if k != "sha256"})
         start = next((r for r in read_log(path.parent) if r.get("event") == "start"), {})
         row = dict.fromkeys(COLUMNS) | dict(run_dir=path.parent) | {k: m[k] for k in METRICS}
         if (path.parent / "probe.json").exists():
@@ -416,13 +417,17 @@ def stage1_table(cells, theirs):
              ("recon_train_mode_last_batch", "recon"), ("knn", "knn"), ("knn_train_mode", "knn"), ("svm", "svm"),
              ("svm_train_mode", "svm"))
     lines = ["| dataset | schedule | model | n | " + " | ".join(key for key, _ in pairs) + " |", "|---" * (4 + len(pairs)) + "|"]
+    counted = []
     for (name, how), models in cells.items():
         for model, runs in models.items():
             line = [table_cell([r[key] for r in runs.values() if r[key] is not None], "mean", metric,
                                theirs.get((name, *model, metric)), pooled_std(theirs, name, metric)) for key, metric in pairs]
             line = [re.sub(r" \(n \d+\)", "", cell) for cell in line]
             lines.append(f"| {name} | {how} | {'-'.join(model)} | {len(runs)} | " + " | ".join(line) + " |")
-    return lines
+            if how.startswith("thesis"):
+                counted.append(line)
+    within = [f"{key} {sum(line[i].endswith('within noise') for line in counted)}" for i, (key, _) in enumerate(pairs)]
+    return [*lines, "", f"Within noise, of {len(counted)} models by the thesis' schedule: {', '.join(within)}."]
 
 
 def readme_table(cells, theirs, model=("vibcreg", "slice")):
