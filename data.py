@@ -72,10 +72,10 @@ class Config:
     stage1_epochs: int = number(1000, 0)  # §5.1.1
     stage1_steps: int = number(0, 0)  # optimiser steps instead of epochs where not 0
     stage1_batch: int = number(128, 2)  # §5.1.1; BatchNorm needs two series
-    stage1_lr: float = number(1e-3, 1e-12)  # AdamW, cosine to 0 (§5.1.1)
+    stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
     n_fft: int = number(8, 4, 4096)  # §5.1.1; hop n_fft/4
-    width: int = number(64, 1)  # D: channels, and size of a code
+    width: int = number(64, 1, 4096)  # D: channels, and size of a code
     latent_width: int = number(8, 1)  # frames of z aimed at; text: 32 (ledger 1)
     latent_width_high: int = number(32, 1)  # of the high band
     residual_kernel: int = choice(1, 3)  # second convolution of a residual block (ledger 2)
@@ -95,9 +95,9 @@ class Config:
     stage2_epochs: int = number(1000, 0)  # §5.1.1
     stage2_steps: int = number(0, 0)  # optimiser steps instead of epochs where not 0
     stage2_batch: int = number(256, 1)  # §5.1.1
-    stage2_lr: float = number(1e-3, 1e-12)  # AdamW, cosine to 0 (§5.1.1)
+    stage2_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage2_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1
-    prior_hidden: int = number(256, 1)  # E, Table 5.1
+    prior_hidden: int = number(256, 1, 10**5)  # E, Table 5.1
     prior_layers: int = number(4, 1, 1000)  # Table 5.1
     prior_heads: int = number(2, 1, 1000)  # Table 5.1; 4 in the paper (ledger 17)
     prior_ff_ratio: int = number(1, 1, 1000)  # Table 5.1
@@ -108,13 +108,13 @@ class Config:
     # Sampling and evaluation
     stages: int = choice(2, 1)  # 1 stops after stage 1 and its probes
     validate_epochs: int = number(20, 0)  # between looks at the test split; 0: never
-    decode_steps: int = number(10, 1)  # T, §5.1.1
+    decode_steps: int = number(10, 1, 10**5)  # T, §5.1.1
     choice_temperature: float = number(4.0, 0)  # Gumbel noise on the confidence, falls to 0
     guidance: float = number(1.0, -1e3, 1e3)  # s in l_0 + s (l_c - l_0); 1: the class alone
     fcn_epochs: int = number(1000, 1)  # classifier behind FID and IS (ledger 15)
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
     fcn_batch: int = number(256, 2)  # both classifiers
-    fcn_lr: float = number(1e-3, 1e-12)  # both; AdamW, cosine to 0
+    fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
 
     def __post_init__(self):

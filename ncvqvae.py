@@ -317,8 +317,9 @@ class NCVQVAE(nn.Module):
         ids = []
         for k, (band, z_k) in enumerate(zip(self.bands, self.encode(x)[1])):
             logits = -band.quantizer.distances(z_k).flatten(1, 2)  # (B, N, K)
-            noise = temperature * gumbel(logits.shape, generator, x.device)
-            ids.append((logits + noise).argmax(-1) + k * self.config.n_codes)
+            if temperature > 0:
+                logits = logits + temperature * gumbel(logits.shape, generator, x.device)
+            ids.append(logits.argmax(-1) + k * self.config.n_codes)
         return torch.cat(ids, 1)
 
     @torch.no_grad()
@@ -448,7 +449,7 @@ class Training:
         write_atomic(self.folder / "log.jsonl", lambda file: file.write(lines.encode()))
 
 def finite(weights):
-    """Are all of a state dict's values?"""
+    """Are a state dict's values finite?"""
     return all(v.isfinite().all() for v in weights.values())
 
 def read_log(run_dir):

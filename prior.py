@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from data import (Config, Dataset, Parser, add_flags, hold, load_dataset, make_config,
                   pick_device, read_config, refuse, run_command, write_atomic)
-from ncvqvae import Training, encode_split, gumbel, load_model, load_stage1
+from ncvqvae import Training, gumbel, load_model, load_stage1
 
 # ---- The bidirectional transformer (§4.1.2, Table 5.1) ----
 class Block(nn.Module):
@@ -135,8 +135,8 @@ def train_stage2(run_dir, config=None, dataset=None):
         return prior
     # Once, as the tokenizer is frozen:
     no_class, x_train = len(dataset.classes), dataset.x_train.to(device)
-    tokens, test_tokens = (encode_split(stage1, x)["tokens"].to(device)  # (n, N)
-                           for x in (x_train, dataset.x_test))
+    tokens, test_tokens = (torch.cat([stage1.tokens(part.to(device)) for part in x.split(256)])
+                           for x in (x_train, dataset.x_test))  # (n, N)
     labels, test_labels = dataset.y_train.to(device), dataset.y_test.to(device)  # (n,)
     torch.manual_seed(config.seed)
     prior = Prior(config, stage1.codebook(), stage1.sizes, no_class).to(device)
@@ -162,8 +162,7 @@ def load_stage2(run_dir, config=None, dataset=None):
     config = config or read_config(run_dir)  # both stages have to be of these settings
     stage1, _ = load_stage1(run_dir, config, dataset)
     prior, checkpoint = load_model(path, "stage2", lambda made_with, saved: Prior(
-        made_with, stage1.codebook(), stage1.sizes, len(saved["data"]["classes"])),
-        config, dataset)
+        made_with, stage1.codebook(), stage1.sizes, len(saved["data"]["classes"])), config, dataset)
     return prior, stage1, checkpoint
 
 # ---- Iterative decoding (§3.2.2) ----
