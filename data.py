@@ -70,7 +70,7 @@ class Config:
     bands: int = choice(1, 2)  # 2: row 0 of u apart from the others, TimeVQVAE (§3.1, ledger 33)
     precision: str = choice("float32", "tf32", "bf16")  # of convolutions and products
     stage1_epochs: int = number(1000, 0)  # §5.1.1
-    stage1_steps: int = number(0, 0)  # optimiser steps instead of epochs where not 0
+    stage1_steps: int = number(0, 0)  # instead of epochs where not 0
     stage1_batch: int = number(128, 2)  # §5.1.1; BatchNorm needs two series
     stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
@@ -93,7 +93,7 @@ class Config:
     projector_dim: int = number(4096, 1)  # P, all three layers (§5.1.1)
     # Stage 2
     stage2_epochs: int = number(1000, 0)  # §5.1.1
-    stage2_steps: int = number(0, 0)  # optimiser steps instead of epochs where not 0
+    stage2_steps: int = number(0, 0)  # instead of epochs where not 0
     stage2_batch: int = number(256, 1)  # §5.1.1
     stage2_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage2_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1
@@ -491,7 +491,7 @@ def run_command(main):
     """Run main(); what the user can mend becomes one line and exit code 1."""
     try:
         main()
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
+    except BrokenPipeError:  # our reader left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

@@ -230,7 +230,7 @@ def evaluate_run(run_dir, config=None):
         if n_classes:
             labels = class_proportions(dataset.y_train, max(1000, m["n_train"]))  # (n',)
             conditional = sample(prior, model, labels, draws[1], config)  # (n', L)
-        kept = conditional if n_classes else generated  # what a user can train on
+        kept = conditional if n_classes else generated  # to train on
         save_samples(run_dir / "samples.npz", kept, labels, dataset)
         m |= score_samples(generated, conditional, labels, dataset, config, run_dir, test["x_hat"])
         m["n_generated"] = len(kept)

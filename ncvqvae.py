@@ -302,7 +302,7 @@ class NCVQVAE(nn.Module):
                 # the view (§4.1.1). It also shows the decoder series that the data lacks.
                 recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
                 terms["recon_aug"] = self.config.zeta * recon_aug
-            # z_q against z': the codes shall be alike, and x' needs none of its own.
+            # z_q against z': the codes shall be alike; x' needs none.
             # NOTE(ledger 32): two equal views meet before the codes.
             terms["ssl"] = self.ssl_loss(z_q if self.config.views == 1 else z, z_aug)
         return sum(terms.values()), {k: v.detach() for k, v in terms.items()}, tokens  # eq. 4.5

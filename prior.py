@@ -116,10 +116,12 @@ def band_losses(prior, tokens, masks, labels, loss_on="masked"):
 def prior_loss(prior, tokens, labels, seed=0):
     """band_losses of a split (n, N), one seeded mask a series, as a float. §6.2.3."""
     generator, total = torch.Generator(tokens.device).manual_seed(seed), 0.0
-    for t, y in zip(tokens.split(256), labels.split(256)):
-        masks = [mask_tokens(part, generator) for part in t.split(prior.sizes, 1)]
-        total += float(band_losses(prior, t, masks, y)) * len(t)
-    return total / len(tokens)
+    masks = [mask_tokens(part, generator) for part in tokens.split(prior.sizes, 1)]
+    counts = torch.cat(masks, 1).sum(1)  # (n) masked
+    for rows in torch.arange(len(tokens)).split(256):
+        loss = band_losses(prior, tokens[rows], [mask[rows] for mask in masks], labels[rows])
+        total += float(loss * counts[rows].sum())
+    return total / int(counts.sum())
 
 def train_stage2(run_dir, config=None, dataset=None):
     """Train the prior on the run's frozen stage 1, write run_dir/stage2.pt. -> Prior in eval mode.
@@ -146,7 +148,7 @@ def train_stage2(run_dir, config=None, dataset=None):
         if config.token_temperature > 0:  # NOTE(ledger 9): the authors' way, with 1
             t = stage1.tokens(x_train[rows], config.token_temperature, training.generator)
         masks = [mask_tokens(part, training.generator) for part in t.split(prior.sizes, 1)]
-        # Series without their class teach what unconditional samples and guidance need.
+        # Series without a class teach unconditional samples and guidance.
         chance = torch.rand(len(y), generator=training.generator, device=device)
         y = torch.where(chance < config.class_dropout, no_class, y)
         training.update(band_losses(prior, t, masks, y, config.loss_on))
@@ -208,7 +210,7 @@ def iterative_decode(prior, labels, generator=None, steps=10, choice_temperature
 def sample(prior, stage1, labels, generator=None, config=Config()):
     """Series from the model, one per label (n,), n_classes: none. -> float32 (n, L), standardised.
 
-    `Dataset.to_original` undoes that. Stage 1's codebook decodes (ledger 10).
+    Stage 1's codebook decodes (ledger 10).
     """
     device, series = next(prior.parameters()).device, []
     for y in labels.to(device).split(256):  # (B,)
