@@ -28,10 +28,11 @@ from data import (Parser, add_flags, as_series, check_same, hold, load_dataset, 
 from ncvqvae import Training, encode_split, load_model, load_stage1
 from prior import load_stage2, prior_loss, sample, save_samples
 
-METRICS = ("recon", "recon_time", "recon_timefreq", "recon_last_batch", "knn", "svm", "codes_used",
-           "perplexity", "prior_loss", "fid", "fid_floor", "fid_recon", "is", "is_real", "cas",
-           "nn_ratio", "fcn_accuracy", "n_train", "n_test", "n_generated", "length", "n_classes",
-           "seconds_stage1", "seconds_stage2", "seconds_evaluate", "complete_data")
+METRICS = ("recon", "knn", "svm", "codes_used", "prior_loss", "fid", "fid_recon", "fid_floor", "is",
+           "is_real", "cas", "nn_ratio",  # what `compare` shows
+           "recon_time", "recon_timefreq", "recon_last_batch", "perplexity", "fcn_accuracy",
+           "n_train", "n_test", "n_generated", "length", "n_classes", "seconds_stage1",
+           "seconds_stage2", "seconds_evaluate", "complete_data")
 
 # ---- Stage 1: probes and codes (§6.1) ----
 def probe(z_train, y_train, z_test, y_test):
@@ -86,9 +87,7 @@ def train_fcn(x, y, n_classes, config, folder, name):
     x, y = x.to(device), y.to(device)  # (n, L), (n,)
     model.train()  # BatchNorm of the batch
     for rows in training:
-        logits = model(x[rows])  # (B, K)
-        right = (logits.argmax(1) == y[rows]).float().mean()
-        training.update(F.cross_entropy(logits, y[rows]), accuracy=right)
+        training.update(F.cross_entropy(model(x[rows]), y[rows]))
     return model.eval().requires_grad_(False), training
 
 def dataset_fcn(folder, dataset, config):
@@ -141,8 +140,10 @@ def inception_score(p, splits=10, seed=0):
 
 def classification_accuracy_score(x, y, dataset, config, folder):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,)."""
-    config = replace(config, fcn_epochs=config.cas_epochs)
-    fcn, _ = train_fcn(x, y, len(dataset.classes), config, folder, "cas")  # from scratch
+    config = replace(config, fcn_epochs=config.cas_epochs,
+                     fcn_steps=config.cas_steps * len(dataset.classes))
+    fcn, training = train_fcn(x, y, len(dataset.classes), config, folder, "cas")  # from scratch
+    training.resume.unlink(missing_ok=True)
     return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
 
 def nearest_neighbour_ratio(generated, train, test):
@@ -164,7 +165,7 @@ def class_proportions(y, total):
 def score_samples(generated, conditional, labels, dataset, config, folder, x_hat=None):
     """Every sample metric, by its key in metrics.json, of standardised series.
 
-    generated (n, L) for FID and IS; conditional (n', L) with labels (n',) for CAS, or None; x_hat:
+    generated (n, L) for FID and IS; conditional (n', L) for CAS where it has labels (n',); x_hat:
     the reconstructed test split for fid_recon. folder: the run's, two below the dataset's.
     """
     out = dict(nn_ratio=nearest_neighbour_ratio(generated, dataset.x_train, dataset.x_test))
@@ -184,7 +185,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
             "is_real": inception_score(p_real), "fcn_accuracy": accuracy(p_real, dataset.y_test)}
     if x_hat is not None:  # what stage 1 alone costs
         out["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
-    if conditional is not None:
+    if labels is not None:
         out["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
     return out
 
@@ -230,46 +231,44 @@ def evaluate_run(run_dir, config=None):
         if n_classes:
             labels = class_proportions(dataset.y_train, max(1000, m["n_train"]))  # (n',)
             conditional = sample(prior, model, labels, draws[1], config)  # (n', L)
-        kept = conditional if n_classes else generated  # to train on
-        save_samples(run_dir / "samples.npz", kept, labels, dataset)
+        kept = dict(X=conditional, X_unconditional=generated) if n_classes else dict(X=generated)
+        save_samples(run_dir / "samples.npz", dataset, labels, **kept)
         m |= score_samples(generated, conditional, labels, dataset, config, run_dir, test["x_hat"])
-        m["n_generated"] = len(kept)
+        m["n_generated"] = len(kept["X"])
     from benchmarks.figures import draw_figures  # needs matplotlib, which nothing else does
     draw_figures(run_dir, dataset, model, test, generated, conditional, labels)
     m |= dict(seconds_evaluate=time.time() - start, stages=config.stages,
               config=config.behind("metrics") | dict(sha256=dataset.sha256))
     write_json(path, m)
-    (run_dir / "cas.resume.pt").unlink(missing_ok=True)
     return m
 
 # ---- Commands ----
 def command_samples(args):
-    """Score the series of an .npz (X in original units, y optional) against a dataset."""
-    config, arrays = make_config(args), read_arrays(args.file)  # X, perhaps y
+    """Score the series of an .npz in original units: X, perhaps y, perhaps X_unconditional."""
+    config, arrays, labels, series = make_config(args), read_arrays(args.file), None, []
     dataset = load_dataset(config.dataset)
     refuse("X" not in arrays, f"{args.file}: has {[*arrays]}, needs X (n, L)")
-    x, labels = (as_series(arrays["X"], f"{args.file}, X") - dataset.mean) / dataset.std, None
-    refuse(x.shape[1] != dataset.length or len(x) < 2 or not (np.abs(x) < 1e9).all(),
-           f"{args.file}: X {x.shape}, should be series of {dataset.name}: length {dataset.length}")
-    x = torch.from_numpy(x.astype(np.float32))  # (n, L), standardised as the data is
+    for name in ("X", "X_unconditional"):  # X serves all where it is alone
+        where = f"{args.file}, {name}"
+        x = (as_series(arrays.get(name, arrays["X"]), where) - dataset.mean) / dataset.std
+        refuse(x.shape[1] != dataset.length or len(x) < 2 or not (np.abs(x) < 1e9).all(),
+               f"{where} {x.shape}: should be 2 series or more, of length {dataset.length}")
+        series.append(torch.from_numpy(x.astype(np.float32)))  # (n, L), standardised
+    x, unconditional = series
     if "y" in arrays and dataset.classes:
         refuse(arrays["y"].shape != (len(x),), f"{args.file}: y {arrays['y'].shape}, X {x.shape}")
         labels = torch.tensor([dataset.label(word) for word in arrays["y"].tolist()])
     folder = Path(os.environ.get("OUT") or "runs") / dataset.name / "scored" / Path(args.file).stem
     with hold(folder):  # the CAS training's log and resume file
-        conditional = None if labels is None else x
-        m = score_samples(x, conditional, labels, dataset, config, folder)
-        (folder / "cas.resume.pt").unlink(missing_ok=True)
+        m = score_samples(unconditional, x, labels, dataset, config, folder)
     print(json.dumps(dict(file=args.file, n=len(x), **m), indent=1))
 
 def compare(run_dirs):
     """Print one row a run: what `run.sh` ends with."""
-    keys = ("recon", "knn", "svm", "codes_used", "prior_loss", "fid", "fid_recon", "fid_floor",
-            "is", "is_real", "cas", "nn_ratio")
-    print("| run | " + " | ".join(keys) + " | minutes |\n" + "|---" * (len(keys) + 2) + "|")
+    print("| run | " + " | ".join(METRICS[:12]) + " | minutes |\n" + "|---" * 14 + "|")
     for run_dir in run_dirs:
         m = read_json(Path(run_dir) / "metrics.json")
-        cells = ["" if m[k] is None else f"{m[k]:.3f}".removesuffix(".000") for k in keys]
+        cells = ["" if m[k] is None else f"{m[k]:.4g}" for k in METRICS[:12]]
         minutes = sum(m[f"seconds_{s}"] or 0 for s in ("stage1", "stage2", "evaluate")) / 60
         name = "/".join(Path(run_dir).resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
         print(f"| {name} | " + " | ".join(cells) + f" | {minutes:.1f} |")
@@ -279,10 +278,9 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="score a run folder").add_argument("run_dir")
     samples = commands.add_parser("samples", help="score the series of an .npz", allow_abbrev=False)
-    samples.add_argument("file", help="X (n, L) in the data's units, for CAS y (n,)")
+    samples.add_argument("file", help="X (n, L); for CAS y; for FID, IS perhaps X_unconditional")
     samples.add_argument("--dataset", required=True, help="toy, a UCR name, or the path of an .npz")
-    samples.add_argument("--precision", default="float32", help="float32, tf32 or bf16")
-    add_flags(samples, "fcn_epochs")
+    add_flags(samples, "fcn_epochs", also=("seed", "precision"))
     commands.add_parser("compare", help="one row a run").add_argument("run_dirs", nargs="+")
     args = parser.parse_args()
     if args.command == "samples":

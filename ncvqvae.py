@@ -353,7 +353,13 @@ class Training:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches, draws
         batch, epochs, self.lr, decay = (getattr(config, f"{kind}_{name}") for name in
                                          ("batch", "epochs", "lr", "weight_decay"))
-        self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay, fused=True)
+        muon, groups = kind == "stage2" and config.optimizer == "muon", ([], [])
+        for name, p in model.named_parameters():
+            groups[muon and "blocks" in name and p.ndim == 2].append(p)
+        self.optimizers = [torch.optim.AdamW(groups[0], weight_decay=decay, fused=True)]
+        if muon:  # orthogonal steps, scaled to AdamW's: one learning rate serves both
+            self.optimizers.append(torch.optim.Muon(groups[1], weight_decay=decay,
+                                                    adjust_lr_fn="match_rms_adamw"))
         self.n, self.batch, self.per_epoch = n, batch, math.ceil(n / batch) - (n % batch == 1)
         self.total = getattr(config, f"{kind}_steps", 0) or epochs * self.per_epoch
         self.every = max(1, self.total // 200)  # about 200 logged steps
@@ -374,12 +380,13 @@ class Training:
                 self._save()
 
     def update(self, loss, **terms):
-        """Backward, a step of AdamW at the cosine's rate (§5.1.1), the log if due."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
-        self.optimizer.zero_grad()
+        """Backward, a step at the cosine's rate (§5.1.1), the log if due."""
+        self.model.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * self.step / self.total))
+            optimizer.step()
         self.step += 1
         if self.due:
             self.log(loss=loss.detach(), **terms)
@@ -391,8 +398,7 @@ class Training:
 
     def validates(self, epochs):
         """Did the step just taken end the schedule, or `epochs` epochs? 0: never."""
-        ended = self.step == self.total or self.step % (max(1, epochs) * self.per_epoch) == 0
-        return epochs > 0 and ended
+        return epochs > 0 and (self.step == self.total or not self.step % (epochs * self.per_epoch))
 
     def log(self, **values):
         """Floats of the step just taken: into log.jsonl, some onto stderr; no NaN."""
@@ -423,8 +429,8 @@ class Training:
 
     def _save(self):
         weights = self.model.state_dict()
-        self._write(self.resume, weights, model=weights, optimizer=self.optimizer.state_dict(),
-                    generator=self.generator.get_state(), order=self.order)
+        self._write(self.resume, weights, model=weights, generator=self.generator.get_state(),
+                    optimizers=[o.state_dict() for o in self.optimizers], order=self.order)
         self.saved = time.time()
 
     def _go_on(self):
@@ -432,7 +438,8 @@ class Training:
         with usable(self.resume):  # of another device type
             check_same(self.resume, state["identity"], self.identity)
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
             self.generator.set_state(state["generator"])
             self.order, self.step = state["order"].to(self.device), state["step"]
             self.started -= state["seconds"]  # spent before the interruption

@@ -126,7 +126,7 @@ def prior_loss(prior, tokens, labels, seed=0):
 def train_stage2(run_dir, config=None, dataset=None):
     """Train the prior on the run's frozen stage 1, write run_dir/stage2.pt. -> Prior in eval mode.
 
-    Finished: returns at once; interrupted: goes on; of other settings or data: InputError.
+    Finished, interrupted, of other settings: as train_stage1.
     """
     run_dir, config = Path(run_dir), config or read_config(run_dir)
     device, dataset = pick_device(config.precision), dataset or load_dataset(config.dataset)
@@ -170,9 +170,9 @@ def load_stage2(run_dir, config=None, dataset=None):
 # ---- Iterative decoding (§3.2.2) ----
 def guided_logits(prior, tokens, mask, labels, guidance=1.0):
     """l_0 + s (l_c - l_0): the class' logits, away from those of no class. -> (B, N, K)."""
-    if guidance == 1:
-        return prior(tokens, mask, labels)
     no_class = torch.full_like(labels, prior.no_class)
+    if guidance == 1 or labels.equal(no_class):
+        return prior(tokens, mask, labels)
     conditional, unconditional = prior(tokens.repeat(2, 1), mask.repeat(2, 1),
                                        torch.cat([labels, no_class])).chunk(2)
     return unconditional + guidance * (conditional - unconditional)
@@ -219,9 +219,9 @@ def sample(prior, stage1, labels, generator=None, config=Config()):
         series.append(stage1.series(tokens).cpu())  # (B, L)
     return torch.cat(series)
 
-def save_samples(path, series, labels, dataset):
-    """An .npz: X float64 (n, 1, L) in original units; y (n,), the data's own labels, if any."""
-    arrays = {"X": dataset.to_original(series)[:, None]}  # (n, 1, L)
+def save_samples(path, dataset, labels, **series):
+    """An .npz: series (n, L) as float64 (n, 1, L) in original units; y (n,), X's labels, if any."""
+    arrays = {name: dataset.to_original(x)[:, None] for name, x in series.items()}
     if labels is not None:
         arrays["y"] = np.array(dataset.classes)[labels.numpy()]  # (n,)
     write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
@@ -230,15 +230,14 @@ def command_sample(args):
     """Draw series of one class, or of none, from a run's models into an .npz."""
     refuse(not args.out.endswith(".npz"), f"--out {args.out}: should end in .npz")
     refuse(not 1 <= args.n <= 10**7, f"--n {args.n}: should be from 1 to 10^7")
-    refuse(not 0 <= args.draw < 2**63, f"--seed {args.draw}: should be under 2^63")
     config = make_config(args, asdict(read_config(args.run_dir)))
     prior, stage1, checkpoint = load_stage2(args.run_dir)
     dataset = Dataset(**checkpoint["data"])
     label = prior.no_class if args.label is None else dataset.label(args.label)  # 0..K
     labels = torch.full((args.n,), label)
-    generator = torch.Generator(next(prior.parameters()).device).manual_seed(args.draw)
+    generator = torch.Generator(next(prior.parameters()).device).manual_seed(config.seed)
     series = sample(prior, stage1, labels, generator, config)
-    save_samples(args.out, series, None if args.label is None else labels, dataset)
+    save_samples(args.out, dataset, None if args.label is None else labels, X=series)
     print(f"{args.out}: {args.n} series of length {series.shape[1]}")
 
 def main():
@@ -249,9 +248,8 @@ def main():
         command.add_argument("run_dir", help="run folder, which holds the settings")
     command.add_argument("--n", type=int, default=100, help="series [100]")
     command.add_argument("--class", dest="label", help="a label of the data; else unconditional")
-    command.add_argument("--seed", type=int, dest="draw", default=0, help="of the draws [0]")
     command.add_argument("--out", default="samples.npz", help="file to write [samples.npz]")
-    add_flags(command, "decode_steps", "guidance")
+    add_flags(command, "decode_steps", "guidance", also=("seed",))
     args = parser.parse_args()
     if args.command == "sample":
         return command_sample(args)

@@ -8,7 +8,7 @@
 #   AUGMENTATION  warp, slice, gauss, ... joined by +                 [slice; naive runs without]
 #   SEED          [1]
 #   --dry-run     print one command a run instead: for xargs -P, GNU parallel, a Slurm array
-#   --stages 1    stop after stage 1 and its probes      --preset thesis | fast | toy
+#   --stages 1    stop after stage 1 and its probes      --preset thesis | fast | best | toy
 #   other flags   every setting of a run: python ncvqvae.py --help
 #
 # UCR_DIR: the archive's folder [datasets]. OUT [runs]. DEVICE: cuda, cuda:1, cpu, mps. PYTHON.

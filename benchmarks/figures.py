@@ -63,18 +63,18 @@ def draw_figures(run_dir, dataset, model, test, generated, conditional, labels):
 
     records = [r for r in read_log(run_dir) if "step" in r]
     stages = [s for s in ("stage1", "stage2", "cas") if any(r["stage"] == s for r in records)]
-    figure, axes = plt.subplots(1, len(stages), figsize=(4 * len(stages) + 1, 3.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(stages), figsize=(4.8 * len(stages), 3.6), squeeze=False)
     for axis, stage in zip(axes[0], stages):
         mine = [r for r in records if r["stage"] == stage]
         for key in dict.fromkeys(k for r in mine for k in r):
-            if key in ("stage", "step", "epoch", "accuracy"):
+            if key in ("stage", "step", "epoch"):
                 continue
             label, style = key, {}
             if key.startswith("val_"):           # thesis Figures 6.2, 6.11
-                label, style = f"{key[4:]} of the test split", dict(color="k", lw=2)
+                label, style = f"{key[4:]} of the test split", dict(color="k", lw=2, marker="o", ms=3)
             axis.plot(*zip(*((r["step"], r[key]) for r in mine if key in r)), label=label, **style)
         axis.set(title=stage, xlabel="optimiser step", ylabel="loss", yscale="log")
-        axis.legend(fontsize=8, loc="upper right")
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, "losses", "Losses in training")
     if generated is None:
         return

@@ -37,7 +37,7 @@ BY_CLASSIFIER = {"fid", "is"}             # hang on the FCN, so they do not comp
 
 PROBES = ("knn_train_mode", "svm_train_mode", "recon_train_mode", "recon_train_mode_last_batch")
 COLUMNS = ("dataset", "method", "augmentation", "seed", *METRICS, *PROBES, "stage1_epochs", "stage1_steps", "stage2_epochs",
-           "stage2_steps", "fcn_epochs", "cas_epochs", "precision", "stage1_settings", "later_settings", "device", "torch",
+           "stage2_steps", "fcn_epochs", "fcn_steps", "cas_epochs", "cas_steps", "precision", "stage1_settings", "later_settings", "device", "torch",
            "commit", "date")
 IDENTITY = ("dataset", "method", "augmentation", "seed", "stage1_settings", "later_settings")
 TEXT = ("dataset", "method", "augmentation", "precision", "stage1_settings", "later_settings", "device", "torch", "commit", "date")
@@ -69,9 +69,8 @@ def find_runs(folders):
         row |= {k: getattr(config, k) for k in ("method", "augmentation", "seed", "precision")} | dict(
             dataset=path.resolve().parts[-4], stage1_settings=first,     # OUT/DATASET/METHOD-AUG/seedN
             later_settings=later if full else "none",
-            fcn_epochs=config.fcn_epochs if full else None, cas_epochs=config.cas_epochs if full else None,
             date=start.get("time", "")[:10], **{k: start.get(k) for k in ("device", "torch", "commit")})
-        for stage in ("stage1", "stage2")[:m["stages"]]:                   # steps, where given, replace epochs
+        for stage in ("stage1", "stage2", "fcn", "cas") if full else ("stage1",):      # steps, where given, replace epochs
             unit = "steps" if getattr(config, f"{stage}_steps") else "epochs"
             row[f"{stage}_{unit}"] = getattr(config, f"{stage}_{unit}")
         rows.append(row)
@@ -238,7 +237,7 @@ NOISE = ("\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n a
 
 def schedules():
     """{(stage 1's settings, the later ones'): the schedule in words}. What changed anything else is not the grid."""
-    return {settings(Config(**data.PRESETS[preset], precision=precision, **more)): f"{preset}, {precision}"
+    return {settings(Config(**data.PRESETS[preset] | more, precision=precision)): f"{preset}, {precision}"
             for preset in ("thesis", "fast") for precision in ("float32", "bf16")
             for more in ({}, {"cas_epochs": 100}) if not (preset == "fast" and more)}
 
