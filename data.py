@@ -80,7 +80,7 @@ class Config:
     residual_kernel: int = choice(1, 3)  # second convolution of a residual block (ledger 2)
     residual_norm: str = choice("encoder", "both", "none")  # BatchNorm in it (ledger 20)
     n_codes: int = number(32, 1)  # K, codebook size (§5.1.1)
-    ema_decay: float = number(0.9, 0, 0.999999)  # of the codebook's moving averages (§5.1.1)
+    ema_decay: float = number(0.9, 0, 0.999999)  # of the moving averages (§5.1.1)
     ema_initial_count: float = number(1.0, 0)  # uses of each code at the start (ledger 4)
     beta: float = number(1.0, 0)  # commitment, eq. 4.1
     eta: float = number(1.0, 0)  # factor on eq. 4.5's: 1/P, 0.01
@@ -146,7 +146,7 @@ class Config:
 
 PRESETS = {  # field values, nothing more; a given flag wins
     "thesis": {},
-    # Chosen on held-out train series: results/fast.md.
+    # Chosen on held-out series: results/fast.md.
     "fast": dict(stage1_steps=800, stage1_batch=64, stage1_lr=3e-3, projector_dim=1024,
                  stage2_steps=2000, stage2_batch=64, stage2_lr=4e-3, prior_hidden=128,
                  optimizer="muon", fcn_batch=64, fcn_steps=600, cas_steps=40, validate_epochs=100)}

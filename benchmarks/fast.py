@@ -1,103 +1,218 @@
-"""How the fast preset is chosen: schedules tried on four fifths of a train split, scored on the fifth that was held out.
+"""How the presets `fast` and `best` are chosen: trials on a part of the train split, scored on a held-out fifth of it.
 
-    python benchmarks/fast.py stage1 runs/fast ECG5000 TwoPatterns ShapesAll    # 20 minutes a set on one CPU core
-    python benchmarks/fast.py stage2 runs/fast ECG5000 TwoPatterns ShapesAll    # 12 minutes a set
-    python benchmarks/fast.py fcn runs/fast ECG5000 TwoPatterns ShapesAll       # 4 minutes a set
-    python benchmarks/fast.py table runs/fast > results/fast.md
+    python benchmarks/fast.py stage1 runs/fast TwoPatterns --only fast      # a stage 1, its probes and reconstructions
+    python benchmarks/fast.py stage2 runs/fast TwoPatterns                  # priors on it, judged by their samples
+    python benchmarks/fast.py decoding runs/fast TwoPatterns                # one prior, many ways to sample it
+    python benchmarks/fast.py classifier runs/fast TwoPatterns              # the FCN's accuracy
+    python benchmarks/fast.py cas runs/fast TwoPatterns                     # how CAS hangs on the length of its training
+    python benchmarks/fast.py table runs/fast results/                      # fast.csv, every trial, and fast.md
 
-The test split is never read for a choice. Finished trials are skipped, so several processes may share the work by set.
+A trial is the fast preset with some fields changed, in bf16; TRIALS has them all, those that failed too. The test split is
+never read for a choice. Finished trials are skipped, so processes may share the work by set. `own` is the share of samples
+that a classifier of real series puts into the class they were drawn for, `fid_class` the FID of those samples.
 """
-import json, sys, time
+import argparse, csv, io, json, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import train_test_split
+import torch
+from sklearn.model_selection import StratifiedKFold
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae, prior
 
-STAGE1 = [(400, 3e-3), (800, 3e-3)]                              # steps, learning rate
-STAGE2 = [(400, 1e-3), (800, 1e-3)]
-FCN_EPOCHS = (100, 300)
-MODELS = [("naive", "none"), ("vibcreg", "slice")]
+ADAMW = dict(optimizer="adamw", stage2_lr=2e-3)
+TRIALS = {
+    "stage1": {"fast": {}, "first edition": dict(stage1_batch=128, projector_dim=4096), "400 steps": dict(stage1_steps=400),
+               "naive": dict(method="naive", augmentation="none")},
+    "stage2": {"fast": {}, "AdamW": ADAMW, "AdamW, lr 4e-3": dict(optimizer="adamw"),
+               "AdamW, 4000 steps": ADAMW | dict(stage2_steps=4000),
+               "lr 2e-3": dict(stage2_lr=2e-3), "lr 8e-3": dict(stage2_lr=8e-3), "averaged": dict(stage2_lr=2e-3),
+               "no class 0.4": dict(stage2_lr=2e-3, class_dropout=0.4),
+               "hidden 256": dict(stage2_lr=2e-3, prior_hidden=256, stage2_steps=800), "4000 steps": dict(stage2_steps=4000),
+               "first edition": dict(optimizer="adamw", stage2_steps=800, stage2_batch=256, stage2_lr=1e-3, prior_hidden=256)},
+    "decoding": {"fast": {}},
+    "classifier": {f"{steps} of {batch}": dict(fcn_steps=steps, fcn_batch=batch)
+                   for steps, batch in ((300, 64), (600, 64), (1200, 64), (1200, 256))},
+    "cas": {f"{steps} of {batch}": dict(cas_steps=steps, fcn_batch=batch)            # a class
+            for steps, batch in ((10, 64), (20, 64), (40, 64), (80, 64), (160, 64), (40, 256))},
+}
+# Passes, noise on the confidence, guidance; the first one is the thesis'. Noise of 1e6 is a random order.
+DECODING = {"class": [(10, 4, 1), (10, 1, 1), (10, 0, 1), (20, 4, 1), (10, 4, 2), (20, 4, 2), (20, 1, 2), (20, 1e6, 2)],
+            "free": [(10, 4, 1), (10, 1, 1), (10, 8, 1), (20, 4, 1), (20, 8, 1), (20, 1e6, 1)]}
 
 
-def held_out(name, out):
+def held_out(name, out, fold):
     """An .npz whose train split is four fifths of a set's train split and whose test split is the rest of it."""
-    path = out / f"{name}-heldout.npz"
+    path = out / f"{name}-{fold}.npz"
     if not path.exists():
         d = data.load_dataset(name)
-        fit, rest = train_test_split(np.arange(len(d.x_train)), test_size=0.2, random_state=0, stratify=d.y_train)
+        folds = StratifiedKFold(5, shuffle=True, random_state=0).split(d.x_train, d.y_train)
+        fit, rest = list(folds)[fold]
         x, y = d.to_original(d.x_train), d.y_train.numpy()
         arrays = dict(X_train=x[fit], y_train=y[fit], X_test=x[rest], y_test=y[rest])
         data.write_atomic(path, lambda file: np.savez(file, **arrays))
     return data.load_dataset(str(path))
 
 
-def config_of(name, out, **fields):
-    return data.Config(dataset=str(out / f"{name}-heldout.npz"), precision="bf16", **fields)
+def config_of(dataset, out, **fields):
+    fields = data.PRESETS["toy" if dataset.name.startswith("toy") else "fast"] | dict(
+        method="vibcreg", augmentation="slice", precision="bf16", validate_epochs=0) | fields
+    return data.Config(dataset=str(out / f"{dataset.name}.npz"), **fields)
 
 
-def stage1(name, out):
-    """Reconstruction and probes of the held-out fifth."""
-    dataset, device = held_out(name, out), data.pick_device()
-    for method, augmentation in MODELS:
-        for steps, lr in STAGE1:
-            run = out / name / f"{method}-{augmentation}" / f"{steps}-{lr:g}"
-            if not (run / "stage1.json").exists():
-                config = config_of(name, out, method=method, augmentation=augmentation, stage1_steps=steps, stage1_lr=lr)
-                model = ncvqvae.train_stage1(run, config, dataset)
-                train, test = (ncvqvae.encode_split(model, x) for x in (dataset.x_train, dataset.x_test))
-                knn, svm = evaluate.probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
-                data.write_json(run / "stage1.json", dict(recon=test["errors"].sum(1).mean().item(), knn=knn, svm=svm,
-                                                          seconds=data.load_checkpoint(run / "stage1.pt")["seconds"]))
+class Averaged(ncvqvae.Training):
+    """Ends with an exponential average of the weights (a half-life of 140 steps) instead of the last ones."""
+    def update(self, loss, **terms):
+        super().update(loss, **terms)
+        now = [p.detach() for p in self.model.parameters()]
+        self.mean = [p.clone() for p in now] if self.step == 1 else self.mean
+        torch._foreach_lerp_(self.mean, now, 0.005)
+        if self.step == self.total:
+            torch._foreach_copy_(now, self.mean)
 
 
-def stage2(name, out):
-    """Priors on the tokens of the longest vibcreg trial; masked cross-entropy of the held-out fifth."""
-    dataset, device = held_out(name, out), data.pick_device()
-    tokenizer = out / name / "vibcreg-slice" / "{}-{:g}".format(*STAGE1[-1])
-    for steps, lr in STAGE2:
-        run = out / name / "prior" / f"{steps}-{lr:g}"
-        if not (run / "stage2.json").exists():
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "stage1.pt").write_bytes((tokenizer / "stage1.pt").read_bytes())
-            config = data.Config(**(data.read_json(tokenizer / "config.json") | dict(stage2_steps=steps, stage2_lr=lr)))
-            model = prior.train_stage2(run, config, dataset)
-            tokens = ncvqvae.load_stage1(run)[0].tokens(dataset.x_test.to(device))
-            data.write_json(run / "stage2.json", dict(
-                prior_loss=prior.prior_loss(model, tokens, dataset.y_test.to(device)),
-                seconds=data.load_checkpoint(run / "stage2.pt")["seconds"]))
+def stage1(dataset, out, trial, fields):
+    """A stage 1: recon and probes of the held-out fifth, and what a classifier says to its reconstructions."""
+    config = config_of(dataset, out, **fields)
+    run = out / dataset.name / "stage1" / trial
+    model = ncvqvae.train_stage1(run, config, dataset)
+    train, test = (ncvqvae.encode_split(model, x) for x in (dataset.x_train, dataset.x_test))
+    knn, svm = evaluate.probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
+    fcn = evaluate.dataset_fcn(out / dataset.name, dataset, config)
+    (real, p), (made, p_made) = (evaluate.classify(fcn, x) for x in (dataset.x_test, test["x_hat"]))
+    yield dict(recon=test["errors"].sum(1).mean().item(), knn=knn, svm=svm, accuracy=evaluate.accuracy(p, dataset.y_test),
+               own=evaluate.accuracy(p_made, dataset.y_test), fid=evaluate.frechet_distance(made, real),
+               minutes=data.load_checkpoint(run / "stage1.pt")["seconds"] / 60)
 
 
-def fcn(name, out):
+def prior_of(dataset, out, trial, fields):
+    """A prior on the tokens of the first stage-1 trial: its run folder, its models, its minutes."""
+    run, tokenizer = out / dataset.name / "stage2" / trial, out / dataset.name / "stage1" / "fast"
+    run.mkdir(parents=True, exist_ok=True)
+    for file in ("stage1.pt", "config.json"):
+        (run / file).write_bytes((tokenizer / file).read_bytes())
+    prior.Training = Averaged if trial == "averaged" else ncvqvae.Training
+    prior.train_stage2(run, config_of(dataset, out, **fields), dataset)
+    *models, checkpoint = prior.load_stage2(run, config_of(dataset, out, **fields), dataset)
+    return run, models, checkpoint["seconds"] / 60
+
+
+def judged(dataset, out, models, kind, how, n=1000):
+    """Samples of the train split's classes, or of none, scored against the held-out fifth."""
+    steps, temperature, guidance = how
+    config = config_of(dataset, out, decode_steps=steps, choice_temperature=float(temperature), guidance=float(guidance))
+    labels = evaluate.class_proportions(dataset.y_train, n)
+    wanted = labels if kind == "class" else torch.full_like(labels, models[0].no_class)
+    start, generator = time.time(), torch.Generator(ncvqvae.pick_device()).manual_seed(1)
+    x = prior.sample(*models, wanted, generator, config)
+    seconds = time.time() - start
+    fcn = evaluate.dataset_fcn(out / dataset.name, dataset, config)
+    (real, _), (fake, p) = (evaluate.classify(fcn, series) for series in (dataset.x_test, x))
+    shares = np.bincount(p.argmax(1), minlength=len(dataset.classes)) / n
+    fid = evaluate.frechet_distance(fake, real)
+    scores = dict(own=evaluate.accuracy(p, labels), fid_class=fid) if kind == "class" else dict(
+        fid=fid, **{"is": evaluate.inception_score(p)}, shares=" ".join(f"{s:.2f}" for s in shares))
+    return x, labels, config, scores | dict(sampled=kind, passes=steps, noise=temperature, guidance=guidance, sampling=seconds)
+
+
+def cas_of(x, y, dataset, config, run, seeds=2):
+    """CAS on the held-out fifth, the mean over classifiers of a few seeds."""
+    scores = []
+    for seed in range(1, seeds + 1):
+        scores.append(evaluate.classification_accuracy_score(x, y, dataset, replace(config, seed=seed), run))
+        (run / "cas.resume.pt").unlink(missing_ok=True)
+    return sum(scores) / seeds
+
+
+def stage2(dataset, out, trial, fields):
+    """A prior, judged by samples of its classes, with CAS, and of none."""
+    run, models, minutes = prior_of(dataset, out, trial, fields)
+    for how in ((10, 4, 1), (20, 4, 2)):
+        x, labels, config, scores = judged(dataset, out, models, "class", how)
+        yield scores | dict(cas=cas_of(x, labels, dataset, config, run), minutes=minutes)
+    for how in ((10, 4, 1), (20, 4, 1)):
+        yield judged(dataset, out, models, "free", how)[3] | dict(minutes=minutes)
+
+
+def decoding(dataset, out, trial, fields):
+    run, models, _ = prior_of(dataset, out, trial, fields)
+    for kind, ways in DECODING.items():
+        for how in ways:
+            x, labels, config, scores = judged(dataset, out, models, kind, how)
+            if kind == "class":
+                scores["cas"] = cas_of(x, labels, dataset, config, run)
+            yield scores
+
+
+def classifier(dataset, out, trial, fields):
     """The classifier behind FID and IS: accuracy on the held-out fifth."""
-    dataset, device = held_out(name, out), data.pick_device()
-    for epochs in FCN_EPOCHS:
-        run, start = out / name / "fcn" / f"{epochs} epochs-0.001", time.time()
-        if not (run / "fcn.json").exists():
-            model = evaluate.dataset_fcn(run, dataset, config_of(name, out, fcn_epochs=epochs))
-            accuracy = evaluate.accuracy(evaluate.classify(model, dataset.x_test)[1], dataset.y_test)
-            data.write_json(run / "fcn.json", dict(accuracy=accuracy, seconds=time.time() - start))
+    start = time.time()
+    fcn = evaluate.dataset_fcn(out / dataset.name / "classifier", dataset, config_of(dataset, out, **fields))
+    accuracy = evaluate.accuracy(evaluate.classify(fcn, dataset.x_test)[1], dataset.y_test)
+    yield dict(accuracy=accuracy, minutes=(time.time() - start) / 60)
 
 
-def table(out):
-    for stage, metrics in (("stage1", ("recon", "knn", "svm", "seconds")), ("stage2", ("prior_loss", "seconds")),
-                           ("fcn", ("accuracy", "seconds"))):
-        print(f"| set | model | steps | learning rate | {' | '.join(metrics)} |\n" + "|---" * (4 + len(metrics)) + "|")
-        for path in sorted(out.rglob(f"{stage}.json")):
-            values, (steps, lr) = json.loads(path.read_text()), path.parent.name.split("-", 1)
-            print(f"| {path.parts[-4]} | {path.parts[-3]} | {steps} | {lr} | "
-                  + " | ".join(f"{values[m]:.3f}" if m != "seconds" else f"{values[m]:.0f}" for m in metrics) + " |")
-        print()
+def cas(dataset, out, trial, fields):
+    """CAS of one prior's samples, of the reconstructed train split and of that itself."""
+    run, models, _ = prior_of(dataset, out, "fast", {})
+    changed, sets = config_of(dataset, out, **fields), {"real": (dataset.x_train, dataset.y_train)}
+    sets["reconstructed"] = ncvqvae.encode_split(models[1], dataset.x_train)["x_hat"], dataset.y_train
+    for how in ((10, 4, 1), (20, 4, 2)):
+        sets["class, passes {0}, guidance {2}".format(*how)] = judged(dataset, out, models, "class", how)[:2]
+    for name, (x, y) in sets.items():
+        start = time.time()
+        yield dict(sampled=name, cas=cas_of(x, y, dataset, changed, run), minutes=(time.time() - start) / 60)
+
+
+KINDS = {"stage1": stage1, "stage2": stage2, "decoding": decoding, "classifier": classifier, "cas": cas}
+COLUMNS = ("kind", "dataset", "trial", "changed", "sampled", "passes", "noise", "guidance", "recon", "knn", "svm", "accuracy",
+           "own", "fid_class", "fid", "is", "cas", "shares", "minutes", "sampling")
+
+
+def table(out, results):
+    """fast.csv of every trial, and fast.md: its rows, a table a kind."""
+    rows = [row for path in sorted(out.rglob("*.rows.json")) for row in json.loads(path.read_text())]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    data.write_atomic(results / "fast.csv", lambda file: file.write(text.getvalue().encode()))
+    lines = ["# Trials on held-out fifths of train splits", "",
+             "NAME-0 is the first of five folds. What a trial changes is relative to the fast preset; minutes: one core of two in use."]
+    for kind in KINDS:
+        chosen = [row for row in rows if row["kind"] == kind]
+        columns = [c for c in COLUMNS[1:] if any(c in row for row in chosen)]
+        lines += ["", f"## {kind}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        for row in chosen:
+            cells = [f"{v:.3g}" if isinstance(v := row.get(c, ""), float) else str(v) for c in columns]
+            lines.append("| " + " | ".join(cells) + " |")
+    data.write_atomic(results / "fast.md", lambda file: file.write(("\n".join(lines) + "\n").encode()))
 
 
 def main():
-    command, out = sys.argv[1], Path(sys.argv[2])
-    if command == "table":
-        return table(out)
-    for name in sys.argv[3:]:
-        {"stage1": stage1, "stage2": stage2, "fcn": fcn}[command](name, out)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("kind", choices=[*KINDS, "table"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("sets", nargs="+", help="names, or for table the folder of results")
+    parser.add_argument("--fold", type=int, nargs="+", default=[0], help="of five [0]")
+    parser.add_argument("--only", nargs="+", help="trials [all]")
+    args = parser.parse_args()
+    if args.kind == "table":
+        return table(args.out, Path(args.sets[0]))
+    for name, fold in ((name, fold) for name in args.sets for fold in args.fold):
+        dataset = held_out(name, args.out, fold)
+        for trial in args.only or TRIALS[args.kind]:
+            path = args.out / dataset.name / f"{args.kind}-{trial}.rows.json"
+            if not path.exists():
+                fields = TRIALS[args.kind][trial]
+                changed = " ".join(f"{k}={v}" for k, v in fields.items())
+                rows = [dict(kind=args.kind, dataset=dataset.name, trial=trial, changed=changed) | row
+                        for row in KINDS[args.kind](dataset, args.out, trial, fields)]
+                data.write_atomic(path, lambda file: file.write(json.dumps(rows).encode()))
+                for row in rows:
+                    print(*(f"{v:.3g}" if isinstance(v, float) else v for v in row.values()), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
     python benchmarks/speed.py > results/speed.md            # 15 minutes on 2 CPU cores; nothing else may run
     python benchmarks/speed.py --against DIR                 # a checkout of the first edition, in turn with this one
     python benchmarks/speed.py --bands                       # one and two bands at the same length
+    python benchmarks/speed.py --priors                      # stage 2 and sampling by each preset
 
 Each measurement runs in a process of its own (its peak memory is its own), times are medians of 20 steps after 3, and
 what is compared is compared within one run. `textbook`: one view at a time through the projector, D x D matrices in the
 losses, contiguous layout, AdamW unfused, glibc's own allocation, float32.
 """
-import argparse, json, os, resource, statistics, subprocess, sys, time
+import argparse, json, os, resource, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import torch
@@ -118,6 +119,21 @@ def measure_stage2(B, sizes, precision="float32"):
     return dict(seconds=seconds(step))
 
 
+def measure_prior(preset, n, L, precision="float32"):
+    """A step of stage 2 as a preset has it for n series, and 256 samples."""
+    config = Config(**data.PRESETS[preset] | dict(precision=precision))
+    stage1 = ncvqvae.NCVQVAE(config, L, with_projector=False).to(DEVICE).eval()
+    model = prior.Prior(config, stage1.codebook(), stage1.sizes, 2).to(DEVICE)
+    tokens = stage1.tokens(series(config.stage2_batch, L))
+    labels = torch.zeros(max(256, len(tokens)), dtype=torch.int64, device=DEVICE)
+    with tempfile.TemporaryDirectory() as folder:
+        training = ncvqvae.Training(folder, "stage2", model, config, "", n)
+        step = seconds(lambda: training.update(prior.band_losses(
+            model, tokens, [prior.mask_tokens(part) for part in tokens.split(stage1.sizes, 1)], labels[:len(tokens)])))
+    return dict(seconds=step, steps=training.total,
+                sampling=seconds(lambda: prior.sample(model, stage1, labels[:256], config=config), repeats=3))
+
+
 def measure_fcn(B, L, precision="float32"):
     torch.manual_seed(0)
     model = evaluate.FCN(4, precision).to(DEVICE, memory_format=torch.channels_last).train()
@@ -155,7 +171,7 @@ def measure_parts(method, B, L, latent_width, precision="float32"):
 
 
 MEASURES = {f.__name__.removeprefix("measure_"): f
-            for f in (measure_stage1, measure_stage2, measure_fcn, measure_parts)}
+            for f in (measure_stage1, measure_stage2, measure_prior, measure_fcn, measure_parts)}
 
 
 def run(kind, checkout=None, **arguments):
@@ -220,6 +236,17 @@ def bands():
         for name, one, two in rows])
 
 
+def priors():
+    """Stage 2 and sampling of FordA's shape as the presets have them."""
+    print("### Stage 2 and sampling of FordA's shape, by preset, bf16\n")
+    rows = []
+    for preset in ("thesis", "fast", "best"):
+        r = run("prior", preset=preset, n=3601, L=500, precision="bf16")
+        rows.append([preset, f"{r['seconds'] * 1e3:.0f}", r["steps"], f"{r['seconds'] * r['steps'] / 60:.1f}", f"{r['sampling']:.1f}",
+                     f"{r['peak_gb']:.2f}"])
+    table(["preset", "ms a step", "steps", "minutes", "256 samples of a class, seconds", "peak GB"], rows)
+
+
 def against(checkout):
     """The first edition's stage-1 steps and ours in turn, both without BatchNorm in residual blocks, as that one had none."""
     print("### A stage-1 step of the first edition and of this one, in turn, no BatchNorm in residual blocks\n")
@@ -240,6 +267,7 @@ def main():
     parser = argparse.ArgumentParser(description="Benchmark steps.")
     parser.add_argument("--against", metavar="DIR", help="another checkout")
     parser.add_argument("--bands", action="store_true", help="one band against two")
+    parser.add_argument("--priors", action="store_true", help="stage 2 by each preset")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -250,7 +278,10 @@ def main():
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else next(
         (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "CPU")
     print(f"{torch.get_num_threads()} threads of {device}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}.\n")
-    against(args.against) if args.against else bands() if args.bands else report()
+    if args.against:
+        against(args.against)
+    else:
+        (bands if args.bands else priors if args.priors else report)()
 
 
 if __name__ == "__main__":
