@@ -1377,6 +1377,26 @@ def test_training_follows_adamw_and_the_cosine(tmp_path):
     assert (other.total, other.per_epoch, other.stage, other.lr) == (7, 1, "cas", 1e-3)
 
 
+def test_muon_steps_the_matrices_of_the_blocks_and_adamw_all_else(tmp_path):
+    torch.manual_seed(0)
+    model, x = torch.nn.ModuleDict({"blocks": torch.nn.Linear(4, 4), "head": torch.nn.Linear(4, 2)}), draw(6, 4, dtype=torch.float32)
+    twin = copy.deepcopy(model)
+    config = Config(optimizer="muon", stage2_steps=9, stage2_batch=2, stage2_lr=0.1, stage2_weight_decay=0.3)
+    training = ncvqvae.Training(tmp_path, "stage2", model, config, "", 6)
+    optimizers = [torch.optim.AdamW([twin.blocks.bias, *twin.head.parameters()], 0.1, weight_decay=0.3),
+                  torch.optim.Muon([twin.blocks.weight], 0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")]
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 9) for o in optimizers]
+    for rows in training:
+        training.update(model.head(model.blocks(x[rows]).relu()).square().mean())
+        twin.zero_grad()
+        twin.head(twin.blocks(x[rows]).relu()).square().mean().backward()
+        for step in (*optimizers, *schedules):
+            step.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(ours, theirs)
+    assert len(ncvqvae.Training(tmp_path, "stage1", model, config, "", 6).optimizers) == 1
+
+
 CHANGES = {"seed": 2, "precision": "bf16", "stage1_steps": 2, "stage1_batch": 12, "stage1_lr": 1e-2, "stage1_weight_decay": 5.0,
            "views": 2, "bands": 2, "n_fft": 16, "width": 8, "latent_width": 2, "residual_kernel": 3, "residual_norm": "none", "n_codes": 5,
            "ema_decay": 0.5, "ema_initial_count": 0.0, "beta": 2.0, "eta": 2.0, "zeta": 0.5, "similarity_weight": 1.0,
@@ -1464,7 +1484,7 @@ def drive(moment, command, cwd, timeout=None):
 
 def stages(folder):
     run = str(folder / "own/vibcreg-slice/seed1")
-    flags = ["--dataset", str(folder / "own.npz"), "--method", "vibcreg", "--augmentation", "slice", *TINY]
+    flags = ["--dataset", str(folder / "own.npz"), "--method", "vibcreg", "--augmentation", "slice", "--optimizer", "muon", *TINY]
     return [["ncvqvae.py", run, *flags], ["prior.py", "train", run], ["evaluate.py", "run", run]]
 
 
