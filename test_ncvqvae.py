@@ -192,7 +192,7 @@ def test_two_patterns_has_balanced_classes_and_both_steps():
 
 def test_the_toy_set_has_splits_of_its_own():
     d = data.load_dataset("toy")
-    assert d.x_train.shape == d.x_test.shape == (1000, 128) and d.classes == [0, 1, 2, 3]
+    assert d.x_train.shape == d.x_test.shape == (1000, 64) and d.classes == [0, 1, 2, 3]
     assert torch.cdist(d.x_test, d.x_train).min() > 0.1                      # no test series is a train series
 
 
