@@ -248,7 +248,8 @@ def grid(rows):
     for row in rows:
         name = next((words for (first, later), words in schedules().items()
                      if row["stage1_settings"] == first and row["later_settings"] in (later, "none")), None)
-        if row["complete_data"] and name:
+        known = row["dataset"] in data.THESIS_SETS and (row["method"], row["augmentation"]) in MODELS
+        if row["complete_data"] and name and known:
             models = cells.setdefault((row["dataset"], name), {})
             models.setdefault((row["method"], row["augmentation"]), {})[row["seed"]] = row
     return dict(sorted(cells.items()))
@@ -492,23 +493,30 @@ TIMEVQVAE = {"TwoPatterns": 0.865, "ShapesAll": 0.745, "ECG5000": 0.933, "Wafer"
              "SonyAIBORobotSurface1": 0.981, "SonyAIBORobotSurface2": 0.972}                  # (Lee et al. 2023)
 
 
-def variants(rows):
-    """Runs with two views or two bands beside those that differ from them in nothing else."""
+def variants(rows, published):
+    """Runs with two views or two bands beside those that differ from them in nothing else. Markdown lines."""
     groups = {}
     for row in rows:
         changed = dict(s.split("=") for s in row["stage1_settings"].split())
         varied = tuple(changed.pop(k, "1") for k in VARIED)
         kind = " ".join(map("=".join, changed.items())), row["later_settings"]
-        groups.setdefault((row["dataset"], *kind), []).append((varied, row))
+        who = varied, row["method"], row["augmentation"], row["seed"]
+        groups.setdefault((row["dataset"], *kind), {})[who] = row
+        if varied[1] == "1":                                               # its stage 1, beside those that have no more
+            later = dict.fromkeys((*SCORES[3:], "seconds_stage2", "seconds_evaluate"))
+            groups.setdefault((row["dataset"], kind[0], "none"), {}).setdefault(who, row | later)
     lines = ["# Two views, two bands", "", "Within a table all runs share one schedule. Both are thesis §7.1's and the drafts'; "
-             "nothing was published for two views.", "TimeVQVAE's CAS is published (naive, two bands; means)."]
+             "nothing was published for two views.", "TimeVQVAE's CAS is published (naive, two bands; means). Noise: what two runs have to "
+             "differ by to be more than seeds explain, from the published models' stds (2.084 of a difference's)."]
     for (dataset, first, later), runs in sorted(groups.items()):
-        if not any(varied[:2] != ("1", "1") for varied, _ in runs):
+        if not any(varied[:2] != ("1", "1") for varied, *_ in runs):
             continue
+        stds = {k: pooled_std(published, dataset, k) for k in ("recon", "knn", "svm", "cas")}
+        noise = ", ".join(f"{k} {2.084 * math.sqrt(2) * std:.3f}" for k, std in stds.items() if std)
         lines += ["", f"## {dataset}", "", f"Stage 1: {first}. Later: {later}. TimeVQVAE's CAS: {TIMEVQVAE.get(dataset, 'none')}.",
-                  "", "| model | views | bands | factor on η | seed | " + " | ".join(SCORES) + " | minutes |",
+                  f"Noise: {noise or 'unknown'}.", "", "| model | views | bands | factor on η | seed | " + " | ".join(SCORES) + " | minutes |",
                   "|---" * (6 + len(SCORES)) + "|"]
-        for varied, r in sorted(runs, key=lambda run: (run[1]["method"] != "naive", run[1]["method"], run[1]["augmentation"], run[0])):
+        for (varied, *_), r in sorted(runs.items(), key=lambda run: (run[0][1] != "naive", *run[0][1:3], run[0][0])):
             cells = ["" if r[k] is None else f"{r[k]:.3f}" for k in SCORES]
             minutes = sum(r[f"seconds_{s}"] or 0 for s in ("stage1", "stage2", "evaluate")) / 60
             lines.append("| " + " | ".join([f"{r['method']}-{r['augmentation']}", *varied, str(r["seed"]), *cells, f"{minutes:.1f}"]) + " |")
@@ -596,7 +604,7 @@ def main():
         write_atomic(readme, lambda file: file.write(text.encode()))
     for name, text in (("stage1.md", "\n".join(stage1_table(cells, published)) + "\n"),
                        ("TABLES.md", "\n".join(tables(rows)) + "\n"), ("headline.md", headline_text.getvalue()),
-                       ("variants.md", "\n".join(variants(rows)) + "\n"), ("ablation.md", "\n".join(ablation(ablation_cells(rows), published)))):
+                       ("variants.md", "\n".join(variants(rows, published)) + "\n"), ("ablation.md", "\n".join(ablation(ablation_cells(rows), published)))):
         write_atomic(Path(args.export) / name, lambda file, text=text: file.write(text.encode()))
 
 
