@@ -32,15 +32,16 @@ TRIALS = {
                "no class 0.4": dict(stage2_lr=2e-3, class_dropout=0.4),
                "hidden 256": dict(stage2_lr=2e-3, prior_hidden=256, stage2_steps=800), "4000 steps": dict(stage2_steps=4000),
                "first edition": dict(optimizer="adamw", stage2_steps=800, stage2_batch=256, stage2_lr=1e-3, prior_hidden=256)},
-    "decoding": {"fast": {}},
-    "classifier": {f"{steps} of {batch}": dict(fcn_steps=steps, fcn_batch=batch)
-                   for steps, batch in ((300, 64), (600, 64), (1200, 64), (1200, 256))},
-    "cas": {f"{steps} of {batch}": dict(cas_steps=steps, fcn_batch=batch)            # a class
-            for steps, batch in ((10, 64), (20, 64), (40, 64), (80, 64), (160, 64), (40, 256))},
+    "decoding": {"lr 2e-3": dict(stage2_lr=2e-3, fcn_steps=0, fcn_epochs=100)},
+    "classifier": {f"{epochs} epochs, batch {batch}": dict(fcn_steps=0, fcn_epochs=epochs, fcn_batch=batch)
+                   for epochs, batch in ((300, 256), (100, 64), (40, 64), (20, 64))},
+    "cas": {f"{epochs} epochs, batch {batch}": dict(cas_steps=0, cas_epochs=epochs, fcn_batch=batch)
+            for epochs, batch in ((5, 64), (10, 64), (20, 64), (20, 256))},
 }
 # Passes, noise on the confidence, guidance; the first one is the thesis'. Noise of 1e6 is a random order.
-DECODING = {"class": [(10, 4, 1), (10, 1, 1), (10, 0, 1), (20, 4, 1), (10, 4, 2), (20, 4, 2), (20, 1, 2), (20, 1e6, 2)],
-            "free": [(10, 4, 1), (10, 1, 1), (10, 8, 1), (20, 4, 1), (20, 8, 1), (20, 1e6, 1)]}
+DECODING = {"class": [(10, 4, 1), (10, 1, 1), (10, 0, 1), (10, 4, 2), (10, 1, 2), (20, 4, 1), (20, 1, 2), (20, 1, 3), (20, 4, 2),
+                      (40, 1, 2), (20, 1e6, 1), (20, 1e6, 2)],
+            "free": [(10, 4, 1), (10, 1, 1), (10, 8, 1), (20, 4, 1), (20, 8, 1), (20, 16, 1), (40, 8, 1), (20, 1e6, 1), (40, 1e6, 1)]}
 
 
 def held_out(name, out, fold):
@@ -99,10 +100,11 @@ def prior_of(dataset, out, trial, fields):
     return run, models, checkpoint["seconds"] / 60
 
 
-def judged(dataset, out, models, kind, how, n=1000):
+def judged(dataset, out, models, kind, how, n=1000, **fields):
     """Samples of the train split's classes, or of none, scored against the held-out fifth."""
     steps, temperature, guidance = how
-    config = config_of(dataset, out, decode_steps=steps, choice_temperature=float(temperature), guidance=float(guidance))
+    config = config_of(dataset, out, decode_steps=steps, choice_temperature=float(temperature), guidance=float(guidance),
+                       **fields)
     labels = evaluate.class_proportions(dataset.y_train, n)
     wanted = labels if kind == "class" else torch.full_like(labels, models[0].no_class)
     start, generator = time.time(), torch.Generator(ncvqvae.pick_device()).manual_seed(1)
@@ -140,7 +142,7 @@ def decoding(dataset, out, trial, fields):
     run, models, _ = prior_of(dataset, out, trial, fields)
     for kind, ways in DECODING.items():
         for how in ways:
-            x, labels, config, scores = judged(dataset, out, models, kind, how)
+            x, labels, config, scores = judged(dataset, out, models, kind, how, **fields)
             if kind == "class":
                 scores["cas"] = cas_of(x, labels, dataset, config, run)
             yield scores
@@ -155,15 +157,15 @@ def classifier(dataset, out, trial, fields):
 
 
 def cas(dataset, out, trial, fields):
-    """CAS of one prior's samples, of the reconstructed train split and of that itself."""
-    run, models, _ = prior_of(dataset, out, "fast", {})
-    changed, sets = config_of(dataset, out, **fields), {"real": (dataset.x_train, dataset.y_train)}
-    sets["reconstructed"] = ncvqvae.encode_split(models[1], dataset.x_train)["x_hat"], dataset.y_train
-    for how in ((10, 4, 1), (20, 4, 2)):
-        sets["class, passes {0}, guidance {2}".format(*how)] = judged(dataset, out, models, "class", how)[:2]
+    """CAS of one prior's samples and of the reconstructed train split, by the length of its training."""
+    run, models, _ = prior_of(dataset, out, "lr 2e-3", TRIALS["stage2"]["lr 2e-3"])
+    changed = config_of(dataset, out, **fields)
+    sets = {"reconstructions": (ncvqvae.encode_split(models[1], dataset.x_train)["x_hat"], dataset.y_train)}
+    for how in ((10, 4, 1), (20, 1, 2)):
+        sets["class {} {} {}".format(*how)] = judged(dataset, out, models, "class", how)[:2]
     for name, (x, y) in sets.items():
         start = time.time()
-        yield dict(sampled=name, cas=cas_of(x, y, dataset, changed, run), minutes=(time.time() - start) / 60)
+        yield dict(sampled=name, cas=cas_of(x, y, dataset, changed, run, seeds=1), minutes=(time.time() - start) / 60)
 
 
 KINDS = {"stage1": stage1, "stage2": stage2, "decoding": decoding, "classifier": classifier, "cas": cas}
