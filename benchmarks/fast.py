@@ -58,8 +58,7 @@ def held_out(name, out, fold):
 
 
 def config_of(dataset, out, **fields):
-    fields = data.PRESETS["toy" if dataset.name.startswith("toy") else "fast"] | dict(
-        method="vibcreg", augmentation="slice", precision="bf16", validate_epochs=0) | fields
+    fields = data.PRESETS["fast"] | dict(method="vibcreg", augmentation="slice", precision="bf16", validate_epochs=0) | fields
     return data.Config(dataset=str(out / f"{dataset.name}.npz"), **fields)
 
 
@@ -90,13 +89,12 @@ def stage1(dataset, out, trial, fields):
 
 def prior_of(dataset, out, trial, fields):
     """A prior on the tokens of the first stage-1 trial: its run folder, its models, its minutes."""
-    run, tokenizer = out / dataset.name / "stage2" / trial, out / dataset.name / "stage1" / "fast"
+    run, config = out / dataset.name / "stage2" / trial, config_of(dataset, out, **fields)
     run.mkdir(parents=True, exist_ok=True)
-    for file in ("stage1.pt", "config.json"):
-        (run / file).write_bytes((tokenizer / file).read_bytes())
+    (run / "stage1.pt").write_bytes((out / dataset.name / "stage1" / "fast" / "stage1.pt").read_bytes())
     prior.Training = Averaged if trial == "averaged" else ncvqvae.Training
-    prior.train_stage2(run, config_of(dataset, out, **fields), dataset)
-    *models, checkpoint = prior.load_stage2(run, config_of(dataset, out, **fields), dataset)
+    prior.train_stage2(run, config, dataset)
+    *models, checkpoint = prior.load_stage2(run, config, dataset)
     return run, models, checkpoint["seconds"] / 60
 
 
@@ -121,11 +119,8 @@ def judged(dataset, out, models, kind, how, n=1000, **fields):
 
 def cas_of(x, y, dataset, config, run, seeds=2):
     """CAS on the held-out fifth, the mean over classifiers of a few seeds."""
-    scores = []
-    for seed in range(1, seeds + 1):
-        scores.append(evaluate.classification_accuracy_score(x, y, dataset, replace(config, seed=seed), run))
-        (run / "cas.resume.pt").unlink(missing_ok=True)
-    return sum(scores) / seeds
+    return sum(evaluate.classification_accuracy_score(x, y, dataset, replace(config, seed=seed), run)
+               for seed in range(1, seeds + 1)) / seeds
 
 
 def stage2(dataset, out, trial, fields):
