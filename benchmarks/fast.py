@@ -11,7 +11,7 @@ A trial is the fast preset with some fields changed, in bf16; TRIALS has them al
 never read for a choice. Finished trials are skipped, so processes may share the work by set. `own` is the share of samples
 that a classifier of real series puts into the class they were drawn for, `fid_class` the FID of those samples.
 """
-import argparse, csv, io, json, sys, time
+import argparse, json, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae, prior
+from benchmarks.tables import write_csv
 
 ADAMW = dict(optimizer="adamw", stage2_lr=2e-3)
 TRIALS = {
@@ -171,11 +172,7 @@ COLUMNS = ("kind", "dataset", "trial", "changed", "sampled", "passes", "noise", 
 def table(out, results):
     """fast.csv of every trial, and fast.md: its rows, a table a kind."""
     rows = [row for path in sorted(out.rglob("*.rows.json")) for row in json.loads(path.read_text())]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    data.write_atomic(results / "fast.csv", lambda file: file.write(text.getvalue().encode()))
+    write_csv(results / "fast.csv", COLUMNS, rows)
     lines = ["# Trials on held-out fifths of train splits", "",
              "NAME-0 is the first of five folds. What a trial changes is relative to the fast preset; minutes: one core of two in use."]
     for kind in KINDS:

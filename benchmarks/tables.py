@@ -4,7 +4,7 @@
     python benchmarks/tables.py runs/ --export results/        # merged into results/runs.csv, logs/; then TABLES.md,
                                                                # stage1.md, headline.md, ablation.md and README's table
     python benchmarks/tables.py probe runs/Symbols/*/seed*     # probes frozen and in the authors' train mode (ledger 12)
-    python benchmarks/tables.py parts runs/                    # where samples lose: real, reconstructed, generated
+    python benchmarks/tables.py parts runs/ > results/parts.md # where samples lose: real, reconstructed, generated
 
 A row of runs.csv is one metrics.json with the settings that made it. Rows of other settings never share a table.
 The ablation of thesis section 6.3:
@@ -93,13 +93,16 @@ def export(folders, out):
             if stopped:
                 (out / "logs" / log_name(stopped)).unlink(missing_ok=True)
         export_log(row["run_dir"], out / "logs" / log_name(row))
-    ordered = sorted(rows.values(), key=lambda r: [str(r[k]) for k in IDENTITY])
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(ordered)
-    write_atomic(out / "runs.csv", lambda file: file.write(text.getvalue().encode()))
+    write_csv(out / "runs.csv", COLUMNS, sorted(rows.values(), key=lambda r: [str(r[k]) for k in IDENTITY]))
     print(f"{out}: {len(rows)} runs")
+
+
+def write_csv(path, columns, rows):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def read_runs(path):
@@ -136,6 +139,15 @@ def export_log(run_dir, path):
             r["argv"] = [re.sub(r"[^=\s]*/", "", a) for a in r["argv"]]
         lines.append(json.dumps(r))
     write_atomic(path, lambda file: file.write(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)))
+
+
+def is_whole(row):
+    """Was the data complete, or short of one series? The file of Wafer at hand has 6,163 of 6,164 test series."""
+    return row["complete_data"] or sum(data.THESIS_SETS.get(row["dataset"], (0, 0))[:2]) == row["n_train"] + row["n_test"] + 1
+
+
+def minutes(row):
+    return sum(row[f"seconds_{stage}"] or 0 for stage in ("stage1", "stage2", "evaluate")) / 60
 
 
 def read_published():
@@ -191,7 +203,7 @@ def tables(rows):
     Runs of different schedules never share a table: stage 1's settings part all of them, the later ones 6.5 to 6.7.
     """
     published = read_published()
-    complete = [r for r in rows if r["complete_data"]]
+    complete = [r for r in rows if is_whole(r)]
     lines = ["Ours: mean ± std over n seeds, or the best of n. [Published: four seeds, train-mode probes (ledger 12), another FCN "
              "(ledger 15).] Within noise: under 2.33 pooled stds of the published seeds for one seed of ours, 1.47 for four.", ""]
     for first in sorted({r["stage1_settings"] for r in complete}):
@@ -203,7 +215,7 @@ def tables(rows):
             lines += [f"## Stage 1: {first or 'the schedule of the thesis'}; then: {later or 'the schedule of the thesis'}", ""]
             lines += [line for table in TABLES[4:] for line in
                       one_table(*table, [r for r in chosen if r["later_settings"] == later], published)]
-    left_out = sorted({r["dataset"] for r in rows if not r["complete_data"]})
+    left_out = sorted({r["dataset"] for r in rows if not is_whole(r)})
     if left_out:
         lines.append(f"Left out of every mean, their data is incomplete: {', '.join(left_out)}.")
     return lines
@@ -238,18 +250,18 @@ NOISE = ("\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n a
 def schedules():
     """{(stage 1's settings, the later ones'): the schedule in words}. What changed anything else is not the grid."""
     return {settings(Config(**data.PRESETS[preset] | more, precision=precision)): f"{preset}, {precision}"
-            for preset in ("thesis", "fast") for precision in ("float32", "bf16")
-            for more in ({}, {"cas_epochs": 100}) if not (preset == "fast" and more)}
+            for preset in ("thesis", "fast", "best") for precision in ("float32", "bf16")
+            for more in ({}, {"cas_epochs": 100}) if preset == "thesis" or not more}
 
 
 def grid(rows):
     """{(dataset, schedule): {(method, augmentation): {seed: run}}} of the runs on complete data."""
-    cells = {}
+    cells, known_schedules = {}, schedules()
     for row in rows:
-        name = next((words for (first, later), words in schedules().items()
+        name = next((words for (first, later), words in known_schedules.items()
                      if row["stage1_settings"] == first and row["later_settings"] in (later, "none")), None)
         known = row["dataset"] in data.THESIS_SETS and (row["method"], row["augmentation"]) in MODELS
-        if row["complete_data"] and name and known:
+        if name and known and is_whole(row):
             models = cells.setdefault((row["dataset"], name), {})
             models.setdefault((row["method"], row["augmentation"]), {})[row["seed"]] = row
     return dict(sorted(cells.items()))
@@ -454,7 +466,7 @@ def ablation_cells(rows):
     """{(dataset, method, augmentation, other settings): {(name, weight): {seed: run}}}; a run at the thesis' weights is in both sweeps."""
     found = {}
     for row in rows:
-        if not row["complete_data"]:
+        if not is_whole(row):
             continue
         changed = dict(s.split("=") for s in row["stage1_settings"].split())
         weights = THESIS | {name: float(changed.pop(name)) for name in SWEEPS if name in changed}
@@ -518,9 +530,39 @@ def variants(rows, published):
                   "|---" * (6 + len(SCORES)) + "|"]
         for (varied, *_), r in sorted(runs.items(), key=lambda run: (run[0][1] != "naive", *run[0][1:3], run[0][0])):
             cells = ["" if r[k] is None else f"{r[k]:.3f}" for k in SCORES]
-            minutes = sum(r[f"seconds_{s}"] or 0 for s in ("stage1", "stage2", "evaluate")) / 60
-            lines.append("| " + " | ".join([f"{r['method']}-{r['augmentation']}", *varied, str(r["seed"]), *cells, f"{minutes:.1f}"]) + " |")
+            lines.append("| " + " | ".join([f"{r['method']}-{r['augmentation']}", *varied, str(r["seed"]), *cells, f"{minutes(r):.1f}"]) + " |")
     return lines
+
+
+# ---- The presets ----
+
+PRESET_COLUMNS = ("thesis, bf16", "fast, bf16", "best, bf16")
+
+
+def presets(cells, theirs):
+    """Whole runs of the three presets side by side, a set and model a row, the published means behind them. Markdown lines."""
+    lines = ["# The presets", "", "Means over n seeds. In brackets what bounds a score: FID of reconstructions and of train series; IS of the real "
+             "test split.", "Minutes are of one core, the other one busy too. FID, IS and CAS hang on their classifiers, which `thesis` trains longer.",
+             "Published: the thesis' means; TimeVQVAE's CAS (naive, two bands). Noise of CAS: what one run has to differ by from another.", "",
+             f"| dataset | model | {' | '.join(PRESET_COLUMNS)} | published | noise of CAS |", "|---" * 7 + "|"]
+    for name in dict.fromkeys(name for name, _ in cells):
+        columns = [cells.get((name, how), {}) for how in PRESET_COLUMNS]
+        for model in (m for m in MODELS if any(m in column for column in columns[2:])):
+            published = {k: float(theirs[(name, *model, k)]["mean"]) for k in HEADLINE}
+            lines.append(f"| {name} | {'-'.join(model)} | " + " | ".join(preset_cell(column.get(model, {})) for column in columns)
+                         + " | recon {recon:.3f}<br>KNN {knn:.3f}, SVM {svm:.3f}<br>FID {fid:.2f}<br>IS {is:.2f}<br>CAS {cas:.3f} ".format(**published)
+                         + f"[{TIMEVQVAE[name]:.3f}] | {2.084 * math.sqrt(2) * pooled_std(theirs, name, 'cas'):.3f} |")
+    return lines
+
+
+def preset_cell(runs):
+    """The runs that went through all metrics, in six lines of one cell."""
+    runs = {seed: row for seed, row in runs.items() if row["fid"] is not None}
+    if not runs:
+        return ""
+    values = {k: mean(runs, k)[0] for k in SCORES} | dict(n=len(runs), minutes=statistics.mean(map(minutes, runs.values())))
+    return ("{minutes:.1f} minutes, n {n}<br>recon {recon:.3f}<br>KNN {knn:.3f}, SVM {svm:.3f}<br>FID {fid:.2f} ({fid_recon:.2f}, {fid_floor:.2f})<br>"
+            "IS {is:.2f} ({is_real:.2f})<br>CAS {cas:.3f}").format(**values)
 
 
 # ---- Probes in train mode, and where samples lose ----
@@ -555,7 +597,8 @@ def command_probe(run_dirs):
 
 
 def parts(run_dir):
-    """FID, IS and share of own class of real test series, their reconstructions and class-conditional samples."""
+    """FID, IS and share of own class of real test series, their reconstructions and class-conditional samples; the shares
+    of the classes in the train split, the test split and, as the classifier sees them, in unconditional samples."""
     config = data.read_config(run_dir)
     dataset = load_dataset(config.dataset)
     model, _ = load_stage1(run_dir, config, dataset)
@@ -565,19 +608,28 @@ def parts(run_dir):
     y = torch.tensor([dataset.label(label) for label in samples["y"].tolist()])
     looked_at = (dataset.x_test, encode_split(model, dataset.x_test)["x_hat"], generated)
     features, p = zip(*(classify(fcn, x) for x in looked_at))
+    free = ((samples["X_unconditional"][:, 0] - dataset.mean) / dataset.std).astype(np.float32)
+    drawn = classify(fcn, torch.from_numpy(free))[1].argmax(1)
+    shares = [np.bincount(np.asarray(labels), minlength=len(dataset.classes)) / len(labels)
+              for labels in (dataset.y_train, dataset.y_test, drawn)]
     return [(frechet_distance(f, features[0]), inception_score(q), accuracy(q, labels))
-            for f, q, labels in zip(features, p, (dataset.y_test, dataset.y_test, y))]
+            for f, q, labels in zip(features, p, (dataset.y_test, dataset.y_test, y))], shares
 
 
 def command_parts(folders):
-    print("| run | real: IS, own class | reconstructed: FID, IS, own class | class-conditional samples: FID, IS, own class | "
-          "unconditional samples: FID, IS |\n" + "|---" * 5 + "|")
+    print("# Where samples lose\n\nOwn class: the share that the classifier puts into the class a series has or was drawn for. Shares of the classes, %: "
+          "train / test / unconditional\nsamples (over ten classes: half the sum of their distances from the test split's, train / samples).\n\n"
+          "| run | schedule | real: IS, own class | reconstructed: FID, IS, own class | class-conditional samples: FID, IS, own class | "
+          "unconditional samples: FID, IS | shares |\n" + "|---" * 7 + "|")
     for row in find_runs(folders):
         if row["cas"] is not None:
-            (_, *real), *made = parts(row["run_dir"])
+            ((_, *real), *made), shares = parts(row["run_dir"])
             scores = [", ".join(f"{v:.3f}" for v in cell) for cell in (real, *made, (row["fid"], row["is"]))]
-            print(f"| {row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']} | " + " | ".join(scores) + " |",
-                  flush=True)
+            shown = [":".join(f"{100 * v:.0f}" for v in split) for split in shares] if len(shares[0]) <= 10 else \
+                [f"{50 * abs(split - shares[1]).sum():.0f}" for split in (shares[0], shares[2])]
+            how = schedules().get((row["stage1_settings"], row["later_settings"]), "")
+            print(f"| {row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']} | {how} | " + " | ".join(scores)
+                  + f" | {' / '.join(shown)} |", flush=True)
 
 
 def main():
@@ -604,7 +656,8 @@ def main():
         write_atomic(readme, lambda file: file.write(text.encode()))
     for name, text in (("stage1.md", "\n".join(stage1_table(cells, published)) + "\n"),
                        ("TABLES.md", "\n".join(tables(rows)) + "\n"), ("headline.md", headline_text.getvalue()),
-                       ("variants.md", "\n".join(variants(rows, published)) + "\n"), ("ablation.md", "\n".join(ablation(ablation_cells(rows), published)))):
+                       ("variants.md", "\n".join(variants(rows, published)) + "\n"),
+                       ("presets.md", "\n".join(presets(cells, published)) + "\n"), ("ablation.md", "\n".join(ablation(ablation_cells(rows), published)))):
         write_atomic(Path(args.export) / name, lambda file, text=text: file.write(text.encode()))
 
 

@@ -80,8 +80,9 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, mo
 def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain():
     fast = tables.settings(Config(**data.PRESETS["fast"]))
     rows = [dict(dataset="Symbols", method=method, augmentation=augmentation, seed=seed, recon=recon, knn=knn, complete_data=complete,
-                 stage1_settings=first, later_settings=later, **dict.fromkeys(set(tables.COLUMNS) - {
-                     "dataset", "method", "augmentation", "seed", "recon", "knn", "complete_data", "stage1_settings", "later_settings"}))
+                 stage1_settings=first, later_settings=later, n_train=25, n_test=993, **dict.fromkeys(set(tables.COLUMNS) - {
+                     "dataset", "method", "augmentation", "seed", "recon", "knn", "complete_data", "stage1_settings", "later_settings",
+                     "n_train", "n_test"}))
             for (method, augmentation), seed, first, later, recon, knn, complete in (
                 (("naive", "none"), 1, "", "none", 0.20, 0.50, True), (("naive", "none"), 2, "", "cas_epochs=100", 0.22, 0.54, True),
                 (("barlow", "warp"), 1, "", "none", 0.10, 0.90, True), (("barlow", "warp"), 2, "", "none", 0.12, 0.90, True),
@@ -110,7 +111,7 @@ def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain():
 
 def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
     rows = [dict(dataset="Symbols", method="vibcreg", augmentation="warp", seed=seed, recon=recon, knn=0.5, svm=None,
-                 stage1_settings=settings, complete_data=complete)
+                 stage1_settings=settings, complete_data=complete, n_train=25, n_test=993)
             for seed, settings, recon, complete in (
                 (1, "eta=2.0 precision=bf16", 0.7, True), (1, "precision=bf16", 0.8, True),
                 (1, "stage1_steps=800", 0.10, True), (2, "stage1_steps=800", 0.12, True), (1, "", 9.0, True),
@@ -124,6 +125,22 @@ def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
     assert "| 0.05 | **0.1** | 0.15 | 0.2 |" in zeta and "| 0.5 | **1** | 2 |" in eta and "9.000" not in text
     assert "| precision=bf16 | recon |  | 0.800 (1) | 0.700* (1) |" in eta and "precision=bf16" not in zeta
     assert text.count("| knn |") == 3 and "| svm |  |  |  |  |" in zeta
+
+
+def test_data_that_lacks_one_series_counts():
+    wafer = dict(dataset="Wafer", complete_data=False, n_train=1000)
+    assert tables.is_whole(wafer | dict(n_test=6163)) and not tables.is_whole(wafer | dict(n_test=6162))
+    assert tables.is_whole(dict(dataset="own", complete_data=True))
+
+
+def test_presets_stand_side_by_side_with_whole_runs_alone():
+    row = dict(dataset="Wafer", method="naive", augmentation="none", seed=1, complete_data=True, **dict.fromkeys(tables.SCORES, 0.25),
+               seconds_stage1=60.0, seconds_stage2=None, seconds_evaluate=30.0)
+    first, later = tables.settings(Config(**data.PRESETS["best"], precision="bf16"))
+    best = row | dict(stage1_settings=first, later_settings=later)
+    thesis = row | dict(stage1_settings="precision=bf16", later_settings="none", fid=None)
+    text = "\n".join(tables.presets(tables.grid([best, thesis]), tables.read_published()))
+    assert "| Wafer | naive-none |  |  | 1.5 minutes, n 1<br>recon 0.250<br>KNN 0.250, SVM 0.250<br>FID 0.25 (0.25, 0.25)<br>" in text
 
 
 def test_cells_of_runs_csv():
@@ -149,11 +166,13 @@ def test_rows_probes_and_parts_of_a_real_run(tmp_path, capsys):
     row, = tables.find_runs([tmp_path])
     assert row["recon"] == m["recon"] and row["knn_train_mode"] is not None and row["stage1_steps"] == 3
     assert row["stage1_settings"].startswith("stage1_steps=3 ") and "fcn_epochs=1" in row["later_settings"]
-    real, reconstructed, conditional = tables.parts(run)
+    (real, reconstructed, conditional), (train, test, drawn) = tables.parts(run)
     assert real[0] == pytest.approx(0, abs=1e-5) and real[1:] == (m["is_real"], m["fcn_accuracy"])
     assert reconstructed[0] == pytest.approx(m["fid_recon"], rel=1e-3, abs=1e-6) and 0 <= conditional[2] <= 1
+    assert [split.sum() for split in (train, test, drawn)] == [pytest.approx(1)] * 3
     tables.command_parts([tmp_path])
-    assert "| own/vibcreg-slice/seed1 | 1.0" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "| own/vibcreg-slice/seed1 |  | 1.0" in text and " | 25:25:50 / 25:25:50 / " in text
 
 
 def test_textbook_losses_are_ours():
