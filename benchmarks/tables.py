@@ -127,13 +127,14 @@ def log_name(row):
 
 
 def export_log(run_dir, path):
-    """A run's log with its start lines and as many others, evenly spread, as make 200; paths cut to their last part."""
+    """A run's log with its start lines, its looks at the test split and as many others, evenly spread, as make 200; paths cut
+    to their last part."""
     records = read_log(run_dir)
-    starts = [i for i, r in enumerate(records) if "event" in r]
-    others = [i for i, r in enumerate(records) if "event" not in r]
-    kept = np.linspace(0, len(others) - 1, min(len(others), 200 - len(starts))).astype(int)
+    certain = [i for i, r in enumerate(records) if {"event", "val_recon", "val_prior_loss"} & {*r}]
+    others = sorted({*range(len(records))} - {*certain})
+    kept = np.linspace(0, len(others) - 1, max(0, min(len(others), 200 - len(certain)))).astype(int)
     lines = []
-    for i in sorted([*starts, *(others[k] for k in kept)]):
+    for i in sorted([*certain, *(others[k] for k in kept)]):
         r = records[i]
         if "argv" in r:
             r["argv"] = [re.sub(r"[^=\s]*/", "", a) for a in r["argv"]]
@@ -272,13 +273,18 @@ def mean(runs, key):
     return (statistics.mean(values), len(values)) if values else (None, 0)
 
 
+def one_schedule(cells):
+    """The cells with naive and another model, each dataset once: most models, then the thesis' schedule, then most runs."""
+    compared = {k: models for k, models in cells.items() if NAIVE in models and len(models) > 1}
+
+    def weight(key):
+        return len(compared[key]), key[1].startswith("thesis"), sum(map(len, compared[key].values()))
+    return {k: models for k, models in compared.items() if k == max((other for other in compared if other[0] == k[0]), key=weight)}
+
+
 def report(cells, theirs):
     """Print everything; returns the first table for the README."""
-    compared = {k: models for k, models in cells.items() if NAIVE in models and len(models) > 1}
-    def weight(key):                                                           # most models, then the thesis' schedule, then runs
-        return len(compared[key]), key[1].startswith("thesis"), sum(map(len, compared[key].values()))
-    compared = {k: models for k, models in compared.items()                    # each dataset once
-                if k == max((other for other in compared if other[0] == k[0]), key=weight)}
+    compared = one_schedule(cells)
     table = io.StringIO()
     with contextlib.redirect_stdout(table):
         headline(compared, theirs)

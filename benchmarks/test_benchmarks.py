@@ -7,7 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae
-from benchmarks import speed, tables
+from benchmarks import across, speed, tables
 from data import Config
 from test_ncvqvae import draw, own_data, run_all, tiny_config, tiny_model
 
@@ -179,3 +179,12 @@ def test_textbook_losses_are_ours():
     z1, z2 = draw(9, 7), draw(9, 7, seed=1)
     torch.testing.assert_close(speed.textbook_barlow(z1, z2), ncvqvae.barlow_twins_loss(z1, z2))
     torch.testing.assert_close(speed.textbook_vibcreg(z1, z2), ncvqvae.vibcreg_loss(z1, z2))
+
+
+def test_every_figure_across_runs_is_drawn(tmp_path):
+    for path in ("runs.csv", "logs"):
+        (tmp_path / path).symlink_to(tables.RESULTS / path)
+    across.across(tmp_path)
+    drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert drawn >= {"views", "recon", "probes", "samples", "training", "ssl_barlow", "knn_ssl_vibcreg", "knn_is", "knn_fid", "costs"}
+    assert across.final_ssl(tables.RESULTS, tables.read_runs(tables.RESULTS / "runs.csv")[0] | dict(method="naive"), "barlow") is None
