@@ -603,8 +603,9 @@ def command_probe(run_dirs):
 
 
 def parts(run_dir):
-    """FID, IS and share of own class of real test series, their reconstructions and class-conditional samples; the shares
-    of the classes in the train split, the test split and, as the classifier sees them, in unconditional samples."""
+    """FID, IS and share of own class of real test series, their reconstructions and class-conditional samples, with the FID of
+    these repeated or cut to the test split's shares; the shares of the classes in the train split, the test split and, as
+    the classifier sees them, in unconditional samples."""
     config = data.read_config(run_dir)
     dataset = load_dataset(config.dataset)
     model, _ = load_stage1(run_dir, config, dataset)
@@ -618,14 +619,18 @@ def parts(run_dir):
     drawn = classify(fcn, torch.from_numpy(free))[1].argmax(1)
     shares = [np.bincount(np.asarray(labels), minlength=len(dataset.classes)) / len(labels)
               for labels in (dataset.y_train, dataset.y_test, drawn)]
-    return [(frechet_distance(f, features[0]), inception_score(q), accuracy(q, labels))
-            for f, q, labels in zip(features, p, (dataset.y_test, dataset.y_test, y))], shares
+    scores = [(frechet_distance(f, features[0]), inception_score(q), accuracy(q, labels))
+              for f, q, labels in zip(features, p, (dataset.y_test, dataset.y_test, y))]
+    as_tested = np.concatenate([np.resize(np.flatnonzero(y.numpy() == k), round(share * len(y))) for k, share in enumerate(shares[1])])
+    scores[2] += (frechet_distance(features[2][as_tested], features[0]),)
+    return scores, shares
 
 
 def command_parts(folders):
-    print("# Where samples lose\n\nOwn class: the share that the classifier puts into the class a series has or was drawn for. Shares of the classes, %: "
-          "train / test / unconditional\nsamples (over ten classes: half the sum of their distances from the test split's, train / samples).\n\n"
-          "| run | schedule | real: IS, own class | reconstructed: FID, IS, own class | class-conditional samples: FID, IS, own class | "
+    print("# Where samples lose\n\nOwn class: the share that the classifier puts into the class a series has or was drawn for. Class-conditional samples have\n"
+          "the train split's shares of classes; last, their FID if repeated or cut to the test split's. Shares of the classes, %: train / test /\n"
+          "unconditional samples (over ten classes: half the sum of their distances from the test split's, train / samples).\n\n"
+          "| run | schedule | real: IS, own class | reconstructed: FID, IS, own class | class-conditional samples: FID, IS, own class, FID | "
           "unconditional samples: FID, IS | shares |\n" + "|---" * 7 + "|")
     for row in find_runs(folders):
         if row["cas"] is not None:
