@@ -54,7 +54,7 @@ def scores(cells, published, metrics):
         axis.set(ylabel=LABELS[metric], yscale=SCALES.get(metric, "linear"), xticks=range(len(cells)))
         axis.grid(axis="y", lw=0.3)
     seeds = [sorted({len(runs) for runs in models.values()}) for models in cells.values()]
-    axes[-1, 0].set_xticklabels([f"{name}\n{how}, n {'–'.join(map(str, dict.fromkeys((n[0], n[-1]))))}"
+    axes[-1, 0].set_xticklabels([name.replace("Robot", "-\nRobot") + f"\n{how}, n {'–'.join(map(str, dict.fromkeys((n[0], n[-1]))))}"
                                  for (name, how), n in zip(cells, seeds)], fontsize=7)
     name_models(figure)
     return figure

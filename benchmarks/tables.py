@@ -274,11 +274,11 @@ def mean(runs, key):
 
 
 def one_schedule(cells):
-    """The cells with naive and another model, each dataset once: most models, then the thesis' schedule, then most runs."""
+    """The cells with naive and another model, each dataset once: most models, then the thesis' schedule, then `fast`."""
     compared = {k: models for k, models in cells.items() if NAIVE in models and len(models) > 1}
 
     def weight(key):
-        return len(compared[key]), key[1].startswith("thesis"), sum(map(len, compared[key].values()))
+        return len(compared[key]), key[1].startswith("thesis"), key[1].startswith("fast"), sum(map(len, compared[key].values()))
     return {k: models for k, models in compared.items() if k == max((other for other in compared if other[0] == k[0]), key=weight)}
 
 
