@@ -557,7 +557,7 @@ def presets(cells, theirs):
             published = {k: float(theirs[(name, *model, k)]["mean"]) for k in HEADLINE}
             lines.append(f"| {name} | {'-'.join(model)} | " + " | ".join(preset_cell(column.get(model, {})) for column in columns)
                          + " | recon {recon:.3f}<br>KNN {knn:.3f}, SVM {svm:.3f}<br>FID {fid:.2f}<br>IS {is:.2f}<br>CAS {cas:.3f} ".format(**published)
-                         + f"[{TIMEVQVAE[name]:.3f}] | {2.084 * math.sqrt(2) * pooled_std(theirs, name, 'cas'):.3f} |")
+                         + f"[{TIMEVQVAE.get(name, 'unknown')}] | {2.084 * math.sqrt(2) * pooled_std(theirs, name, 'cas'):.3f} |")
     return lines
 
 
