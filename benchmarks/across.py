@@ -4,7 +4,7 @@
 
 A dataset is shown under the one schedule that most of its models ran by.
 """
-import gzip, json, math, sys
+import gzip, json, math, statistics, sys
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +84,11 @@ def curves(results, cells, key, label, methods=COLOURS):
 
 def against(cells, published, x_of, x_label, y):
     """A panel a dataset, a point a run: a metric over another value of it, a line fitted to ours. Figures 6.8, 6.12, 6.13."""
-    figure, axes = panels(len(cells))
-    for axis, ((name, how), models) in zip(axes, cells.items()):
-        points = [(x_of(row), row[y], model) for model, runs in models.items() for row in runs.values()
-                  if row[y] is not None and x_of(row) is not None]
+    found = {cell: [(x_of(row), row[y], model) for model, runs in models.items() for row in runs.values()
+                    if row[y] is not None and x_of(row) is not None] for cell, models in cells.items()}
+    found = {cell: points for cell, points in found.items() if points}
+    figure, axes = panels(len(found))
+    for axis, ((name, how), points) in zip(axes, found.items()):
         for a, b, model in points:
             axis.plot(a, b, ls="", ms=5, **look(model))
         if published:
@@ -99,15 +100,15 @@ def against(cells, published, x_of, x_label, y):
             ends = np.array([a.min(), a.max()])
             axis.plot(ends, np.polyval(np.polyfit(a, b, 1), ends), color="0.6", lw=1)
         axis.set(title=f"{name}, {how}", xlabel=LABELS[x_label], ylabel=LABELS[y])
-    drawn = {model for models in cells.values() for model, runs in models.items() if any(x_of(row) is not None for row in runs.values())}
+    drawn = {model for points in found.values() for _, _, model in points}
     name_models(figure, [m for m in tables.MODELS if published or m in drawn], published=bool(published))
     return figure
 
 
 def final_ssl(results, row, method):
-    """The SSL loss that the log of a run of this method ends with, else None."""
+    """The SSL loss that the log of a run of this method ends with, the median of the last ten lines; None for other methods."""
     losses = [r["ssl"] for r in read_log(results, row) if "ssl" in r] if row["method"] == method else []
-    return losses[-1] if losses else None
+    return statistics.median(losses[-10:]) if losses else None               # a last, small batch is no measure
 
 
 def weights(found):
