@@ -69,9 +69,10 @@ def curves(results, cells, key, label, methods=COLOURS):
     """A panel a dataset, a line a model: a value in the logs of three times or more, lowest seed. Figures 6.2, 6.7."""
     lines = {}
     for cell, models in cells.items():
-        for model, runs in models.items():
+        for model in (m for m in models if m[0] in methods):
+            runs = models[model]
             points = [(r["step"], r[key]) for r in read_log(results, runs[min(runs)]) if key in r]
-            if model[0] in methods and len(points) > 2:
+            if len(points) > 2:
                 lines.setdefault(cell, {})[model] = points
     figure, axes = panels(len(lines))
     for axis, ((name, how), models) in zip(axes, lines.items()):
@@ -84,8 +85,8 @@ def curves(results, cells, key, label, methods=COLOURS):
 
 def against(cells, published, x_of, x_label, y):
     """A panel a dataset, a point a run: a metric over another value of it, a line fitted to ours. Figures 6.8, 6.12, 6.13."""
-    found = {cell: [(x_of(row), row[y], model) for model, runs in models.items() for row in runs.values()
-                    if row[y] is not None and x_of(row) is not None] for cell, models in cells.items()}
+    found = {cell: [(x, row[y], model) for model, runs in models.items() for row in runs.values()
+                    if row[y] is not None and (x := x_of(row)) is not None] for cell, models in cells.items()}
     found = {cell: points for cell, points in found.items() if points}
     figure, axes = panels(len(found))
     for axis, ((name, how), points) in zip(axes, found.items()):
@@ -116,11 +117,10 @@ def weights(found):
     figure, axes = pyplot().subplots(1, 3, figsize=(10, 3.6))
     for (dataset, method, augmentation, _), model in found.items():
         swept = sorted(weight for name, weight in model if name == "zeta")
-        if len(swept) > 1:
-            for axis, metric in zip(axes, ("recon", "knn", "svm")):
-                axis.plot(swept, [tables.mean(model["zeta", w], metric)[0] for w in swept],
-                          label=f"{dataset}, {method} {augmentation}", **look((method, augmentation)))
-                axis.set(xlabel="ζ", ylabel=LABELS[metric])
+        for axis, metric in zip(axes, ("recon", "knn", "svm")):
+            axis.plot(swept, [tables.mean(model["zeta", w], metric)[0] for w in swept],
+                      label=f"{dataset}, {method} {augmentation}", **look((method, augmentation)))
+            axis.set(xlabel="ζ", ylabel=LABELS[metric])
     axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

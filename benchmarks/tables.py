@@ -168,7 +168,12 @@ def beyond_noise(difference, n, m, std):
 
     2.084 of those are 2.33 stds for one seed against four, and 1.47 for four against four.
     """
-    return abs(difference) > 2.084 * math.sqrt(1 / n + 1 / m) * std
+    return abs(difference) > noise_bound(std, n, m)
+
+
+def noise_bound(std, n=1, m=1):
+    """The difference of means over n and m seeds beyond which it is more than seeds explain."""
+    return 2.084 * math.sqrt(1 / n + 1 / m) * std
 
 
 def agreement(mean, n, metric, published, pooled):
@@ -530,7 +535,7 @@ def variants(rows, published):
         if not any(varied[:2] != ("1", "1") for varied, *_ in runs):
             continue
         stds = {k: pooled_std(published, dataset, k) for k in ("recon", "knn", "svm", "cas")}
-        noise = ", ".join(f"{k} {2.084 * math.sqrt(2) * std:.3f}" for k, std in stds.items() if std)
+        noise = ", ".join(f"{k} {noise_bound(std):.3f}" for k, std in stds.items() if std)
         lines += ["", f"## {dataset}", "", f"Stage 1: {first}. Later: {later}. TimeVQVAE's CAS: {TIMEVQVAE.get(dataset, 'none')}.",
                   f"Noise: {noise or 'unknown'}.", "", "| model | views | bands | factor on η | seed | " + " | ".join(SCORES) + " | minutes |",
                   "|---" * (6 + len(SCORES)) + "|"]
@@ -557,7 +562,7 @@ def presets(cells, theirs):
             published = {k: float(theirs[(name, *model, k)]["mean"]) for k in HEADLINE}
             lines.append(f"| {name} | {'-'.join(model)} | " + " | ".join(preset_cell(column.get(model, {})) for column in columns)
                          + " | recon {recon:.3f}<br>KNN {knn:.3f}, SVM {svm:.3f}<br>FID {fid:.2f}<br>IS {is:.2f}<br>CAS {cas:.3f} ".format(**published)
-                         + f"[{TIMEVQVAE.get(name, 'unknown')}] | {2.084 * math.sqrt(2) * pooled_std(theirs, name, 'cas'):.3f} |")
+                         + f"[{TIMEVQVAE.get(name, 'unknown')}] | {noise_bound(pooled_std(theirs, name, 'cas')):.3f} |")
     return lines
 
 
@@ -611,14 +616,13 @@ def parts(run_dir):
     model, _ = load_stage1(run_dir, config, dataset)
     fcn = dataset_fcn(Path(run_dir).parent.parent, dataset, config)
     samples = data.read_arrays(Path(run_dir) / "samples.npz")
-    generated = torch.from_numpy(((samples["X"][:, 0] - dataset.mean) / dataset.std).astype(np.float32))
+    drawn = [torch.from_numpy(((samples[name][:, 0] - dataset.mean) / dataset.std).astype(np.float32))
+             for name in ("X", "X_unconditional")]
     y = torch.tensor([dataset.label(label) for label in samples["y"].tolist()])
-    looked_at = (dataset.x_test, encode_split(model, dataset.x_test)["x_hat"], generated)
+    looked_at = (dataset.x_test, encode_split(model, dataset.x_test)["x_hat"], *drawn)
     features, p = zip(*(classify(fcn, x) for x in looked_at))
-    free = ((samples["X_unconditional"][:, 0] - dataset.mean) / dataset.std).astype(np.float32)
-    drawn = classify(fcn, torch.from_numpy(free))[1].argmax(1)
     shares = [np.bincount(np.asarray(labels), minlength=len(dataset.classes)) / len(labels)
-              for labels in (dataset.y_train, dataset.y_test, drawn)]
+              for labels in (dataset.y_train, dataset.y_test, p[3].argmax(1))]
     scores = [(frechet_distance(f, features[0]), inception_score(q), accuracy(q, labels))
               for f, q, labels in zip(features, p, (dataset.y_test, dataset.y_test, y))]
     as_tested = np.concatenate([np.resize(np.flatnonzero(y.numpy() == k), round(share * len(y))) for k, share in enumerate(shares[1])])
@@ -632,13 +636,14 @@ def command_parts(folders):
           "unconditional samples (over ten classes: half the sum of their distances from the test split's, train / samples).\n\n"
           "| run | schedule | real: IS, own class | reconstructed: FID, IS, own class | class-conditional samples: FID, IS, own class, FID | "
           "unconditional samples: FID, IS | shares |\n" + "|---" * 7 + "|")
+    known_schedules = schedules()
     for row in find_runs(folders):
         if row["cas"] is not None:
             ((_, *real), *made), shares = parts(row["run_dir"])
             scores = [", ".join(f"{v:.3f}" for v in cell) for cell in (real, *made, (row["fid"], row["is"]))]
             shown = [":".join(f"{100 * v:.0f}" for v in split) for split in shares] if len(shares[0]) <= 10 else \
                 [f"{50 * abs(split - shares[1]).sum():.0f}" for split in (shares[0], shares[2])]
-            how = schedules().get((row["stage1_settings"], row["later_settings"]), "")
+            how = known_schedules.get((row["stage1_settings"], row["later_settings"]), "")
             print(f"| {row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']} | {how} | " + " | ".join(scores)
                   + f" | {' / '.join(shown)} |", flush=True)
 
