@@ -7,7 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae
-from benchmarks import across, speed, tables
+from benchmarks import across, ledger, speed, tables
 from data import Config
 from test_ncvqvae import draw, own_data, run_all, tiny_config, tiny_model
 
@@ -127,6 +127,27 @@ def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
     assert text.count("| knn |") == 3 and "| svm |  |  |  |  |" in zeta
 
 
+def test_departures_stand_beside_runs_that_differ_in_nothing_else():
+    def row(augmentation, seed, recon, later="none", first="precision=bf16"):
+        method = "naive" if augmentation == "none" else "barlow"
+        return dict.fromkeys(tables.COLUMNS) | dict(dataset="Symbols", method=method, augmentation=augmentation, seed=seed, recon=recon,
+                                                    fid=None if later == "none" else recon, stage1_settings=first, later_settings=later)
+    rows = [row("gauss", 1, 9.0, first=""), row("gauss", 1, 0.1, "cas_epochs=100"), row("gauss", 2, 0.2), row("gauss", 3, 9.0),
+            row("gauss+roundtrip", 1, 0.5), row("gauss+roundtrip", 2, 0.7), row("slice+roundtrip", 1, 9.0),
+            row("none", 1, 9.0, "cas_epochs=99"), row("none", 1, 0.3, "cas_epochs=100"),
+            row("none", 1, 0.4, "embedding=random loss_on=all cas_epochs=100")]
+    tail, naive = "\n".join(tables.departures(rows, tables.read_published())).split("## ")[1:]
+    values = [[cell.strip() for cell in line.split("|")[2:9]] for line in (tail + naive).splitlines() if line.startswith("| Symbols")]
+    assert values == [["barlow-gauss", "view as it is", "1, 2", "0.150", "", "", "0.100"],
+                      ["barlow-gauss", "view with a zeroed tail", "1, 2", "0.600", "", "", ""],
+                      ["barlow-gauss", "difference", "", "+0.450*", "", "", ""],
+                      ["barlow-gauss", "published", "four", "0.173", "0.587", "0.660", "8.611"],
+                      ["naive-none", "codebook, masked tokens", "1", "0.300", "", "", "0.300"],
+                      ["naive-none", "random, all tokens", "1", "0.400", "", "", "0.400"],
+                      ["naive-none", "difference", "", "+0.100*", "", "", "+0.100"],
+                      ["naive-none", "published", "four", "0.110", "0.503", "0.601", "13.620"]]
+
+
 def test_data_that_lacks_one_series_counts():
     wafer = dict(dataset="Wafer", complete_data=False, n_train=1000)
     assert tables.is_whole(wafer | dict(n_test=6163)) and not tables.is_whole(wafer | dict(n_test=6162))
@@ -159,7 +180,7 @@ def test_probing_in_train_mode_moves_a_copy_alone():
     assert tuple(moved) == tables.PROBES and moved["recon_train_mode"] != pytest.approx(frozen)
 
 
-def test_rows_probes_and_parts_of_a_real_run(tmp_path, capsys):
+def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys):
     run = tmp_path / "own/vibcreg-slice/seed1"
     m = run_all(run, tiny_config(dataset=own_data(tmp_path), method="vibcreg", augmentation="slice", stage1_steps=3, stage2_steps=3))
     tables.command_probe([run])
@@ -174,6 +195,11 @@ def test_rows_probes_and_parts_of_a_real_run(tmp_path, capsys):
     tables.command_parts([tmp_path])
     text = capsys.readouterr().out
     assert "| own/vibcreg-slice/seed1 |  | 1.0" in text and " | 25:25:50 / 25:25:50 / " in text
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    tied = ledger.tie(tmp_path / "tied", run)
+    saved = torch.load(tmp_path / "tied/own/vibcreg-slice/seed1/stage2.pt")["state"]
+    assert saved["head.2.weight"].equal(saved["embedding.weight"]) and tied["prior_loss"] != m["prior_loss"]
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} and tied["fid_recon"] == m["fid_recon"]
 
 
 def test_textbook_losses_are_ours():
