@@ -18,8 +18,8 @@ from ncvqvae import NCVQVAE
 
 COLOURS = {"naive": "k", "barlow": "C1", "vibcreg": "C0"}
 MARKERS = {"none": "o", "warp": "^", "slice": "s", "gauss": "D"}
-SCALES = {"recon": "log", "fid": "log"}
-LABELS = dict(recon="recon", knn="KNN accuracy", svm="SVM accuracy", fid="FID", cas="CAS", ssl="SSL loss") | {"is": "IS"}
+SCALES = dict.fromkeys(tables.LOWER_IS_BETTER, "log")
+LABELS = dict(recon="recon", recon_train_mode_last_batch="recon as published (ledger 12, 13)", knn="KNN accuracy", svm="SVM accuracy", fid="FID", cas="CAS", ssl="SSL loss") | {"is": "IS"}
 
 
 def look(model):
@@ -41,6 +41,12 @@ def name_models(figure, models=tables.MODELS, published=True):
     figure.legend(handles=handles, loc="lower center", ncol=min(5, len(handles)))
 
 
+def title(cell, models):
+    """Dataset, schedule, and how many seeds its models have."""
+    seeds = sorted({len(runs) for runs in models.values()})
+    return "{}\n{}, n {}".format(*cell, "–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))))
+
+
 def scores(cells, published, metrics):
     """A panel a metric, a group a dataset: each seed of each model beside the published mean. Figures 6.1, 6.3, 6.9, 6.10."""
     figure, axes = pyplot().subplots(len(metrics), 1, figsize=(10, 1 + 2.3 * len(metrics)), sharex=True, squeeze=False)
@@ -53,10 +59,32 @@ def scores(cells, published, metrics):
                 axis.errorbar(x + 0.02, float(theirs["mean"]), float(theirs["std"]), ms=4, mfc="none", lw=0.7, **look(model))
         axis.set(ylabel=LABELS[metric], yscale=SCALES.get(metric, "linear"), xticks=range(len(cells)))
         axis.grid(axis="y", lw=0.3)
-    seeds = [sorted({len(runs) for runs in models.values()}) for models in cells.values()]
-    axes[-1, 0].set_xticklabels([name.replace("Robot", "-\nRobot") + f"\n{how}, n {'–'.join(map(str, dict.fromkeys((n[0], n[-1]))))}"
-                                 for (name, how), n in zip(cells, seeds)], fontsize=7)
+    axes[-1, 0].set_xticklabels([title(*cell).replace("Robot", "-\nRobot") for cell in cells.items()], fontsize=7)
     name_models(figure)
+    return figure
+
+
+def gains(cells, published):
+    """A row a dataset: naive -> the mean of the non-contrastive models that ran, in KNN and SVM. The README's figure."""
+    figure, axes = pyplot().subplots(1, 2, figsize=(10, 4), sharey=True)
+    for axis, metric in zip(axes, ("knn", "svm")):
+        for i, ((name, _), models) in enumerate(cells.items()):
+            ours = {model: tables.mean(runs, metric)[0] for model, runs in models.items()}
+            theirs = {model: float(published[(name, *model, metric)]["mean"]) for model in models}
+            for y, values, filled in ((-i + 0.15, ours, {}), (-i - 0.15, theirs, dict(mfc="w"))):
+                naive = values.pop(tables.NAIVE)
+                others = statistics.mean(values.values())
+                axis.plot([naive, others], [y, y], color="0.7", lw=2, zorder=1)
+                axis.plot(naive, y, ls="", ms=6, **look(tables.NAIVE), **filled)
+                axis.plot(others, y, ls="", ms=6, color="C0", marker="s", **filled)
+        axis.set(xlabel=LABELS[metric], yticks=range(0, -len(cells), -1))
+        axis.grid(axis="x", lw=0.3)
+    axes[0].set_yticklabels([title(*cell) for cell in cells.items()], fontsize=7)
+    for style in (dict(color="k", marker="o", label="naive, ours"), dict(color="k", marker="o", mfc="w", label="naive, published"),
+                  dict(color="C0", marker="s", label="non-contrastive, ours"),
+                  dict(color="C0", marker="s", mfc="w", label="non-contrastive, published")):
+        axes[0].plot([], [], ls="", **style)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=4)
     return figure
 
 
@@ -169,7 +197,7 @@ def across(results):
     rows, published = tables.read_runs(results / "runs.csv"), tables.read_published()
     cells, found = tables.one_schedule(tables.grid(rows)), tables.ablation_cells(rows)
     swept = {k: model for k, model in found.items() if sum(name == "zeta" for name, _ in model) > 1}
-    drawn = dict(views=views(load_dataset("toy")), recon=scores(cells, published, ["recon"]),
+    drawn = dict(gains=gains(cells, published), views=views(load_dataset("toy")), recon=scores(cells, published, ["recon", "recon_train_mode_last_batch"]),
                  probes=scores(cells, published, ["knn", "svm"]), samples=scores(cells, published, ["fid", "is", "cas"]),
                  training=curves(results, cells, "val_recon", "recon of the test split"),
                  knn_is=against(cells, published, lambda row: row["is"], "is", "knn"),

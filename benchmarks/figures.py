@@ -1,10 +1,6 @@
-"""Every figure: those of a run (thesis §6.1.2, §6.2.5), which evaluate.py asks for, and across runs.
-
-    python benchmarks/figures.py results/latents.png runs/toy/naive-none/seed1 runs/toy/vibcreg-warp/seed1
-
-draws t-SNE of the test split's tokens by class, a panel a run. Matplotlib is imported here alone, once something is drawn.
+"""The figures of a run (thesis §6.1.2, §6.2.5), which evaluate.py asks for. Matplotlib is imported here alone, once something
+is drawn.
 """
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +8,8 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import load_dataset, read_config, read_json, run_command, write_atomic
-from ncvqvae import encode_split, load_stage1, read_log
+from data import write_atomic
+from ncvqvae import encode_split, read_log
 
 
 def pyplot():
@@ -126,26 +121,3 @@ def scatter_classes(axis, points, y, classes):
         colour = "0.4" if y is None else colours(k if few else k / (len(classes) - 1))
         chosen = points if y is None else points[y == k]
         axis.scatter(*chosen.T, s=7, alpha=0.7, lw=0, color=[colour], label=str(label))
-
-
-def latents(out, run_dirs):
-    """t-SNE of the pooled z_q of the test split by class, a panel a run, with the probes' accuracies."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(run_dirs), figsize=(4.2 * len(run_dirs) + 0.8, 3.8), squeeze=False)
-    for axis, run_dir in zip(axes[0], run_dirs):
-        config, m = read_config(run_dir), read_json(Path(run_dir) / "metrics.json")
-        dataset = load_dataset(config.dataset)
-        model, _ = load_stage1(run_dir, config=config, dataset=dataset)
-        rows = np.random.default_rng(0).permutation(len(dataset.x_test))[:1000]
-        z = encode_split(model, dataset.x_test[rows])["pooled"].numpy()
-        scatter_classes(axis, tsne(z), dataset.y_test.numpy()[rows], dataset.classes)
-        name = config.method if config.method == "naive" else f"{config.method}-{config.augmentation}"
-        axis.set(title=f"{dataset.name}, {name}: KNN {m['knn']:.2f}, SVM {m['svm']:.2f}", xlabel="t-SNE 1",
-                 ylabel="t-SNE 2")
-    axes[0, -1].legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
-    figure.tight_layout()
-    write_atomic(out, lambda file: figure.savefig(file, format="png"))
-
-
-if __name__ == "__main__":
-    run_command(lambda: latents(sys.argv[1], sys.argv[2:]))

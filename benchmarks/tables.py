@@ -27,11 +27,15 @@ from ncvqvae import encode_split, load_stage1, read_log
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 MODELS = [("naive", "none")] + [(m, a) for m in ("barlow", "vibcreg") for a in ("warp", "slice", "gauss")]
-TABLES = [("6.1", "Mean reconstruction error", "mean", ["recon"]), ("6.2", "Best reconstruction error", "best", ["recon"]),
+TABLES = [("6.1", "Mean reconstruction error", "mean", ["recon", "recon_train_mode_last_batch"]),
+          ("6.2", "Best reconstruction error", "best", ["recon", "recon_train_mode_last_batch"]),
           ("6.3", "Mean probe accuracy", "mean", ["knn", "svm"]), ("6.4", "Best probe accuracy", "best", ["knn", "svm"]),
           ("6.5", "Best FID and IS", "best", ["fid", "is"]), ("6.6", "Mean FID and IS", "mean", ["fid", "is"]),
           ("6.7", "Mean CAS", "mean", ["cas"])]
-LOWER_IS_BETTER = {"recon", "fid"}
+# Our columns that stand beside a published metric: the honest one, and as it was published (ledger 12, 13).
+RECON = ("recon", "recon_last_batch", "recon_train_mode", "recon_train_mode_last_batch")
+COLUMNS_BESIDE = {"recon": RECON, "knn": ("knn", "knn_train_mode"), "svm": ("svm", "svm_train_mode")}
+LOWER_IS_BETTER = {*RECON, "fid"}
 BY_CLASSIFIER = {"fid", "is"}             # hang on the FCN, so they do not compare with the published ones (ledger 15)
 
 
@@ -152,9 +156,10 @@ def minutes(row):
 
 
 def read_published():
-    """results/published.csv as {(dataset, method, augmentation, metric): row}."""
+    """results/published.csv as {(dataset, method, augmentation, column of ours): row}."""
     with open(RESULTS / "published.csv", newline="") as file:
-        return {(r["dataset"], r["method"], r["augmentation"], r["metric"]): r for r in csv.DictReader(file)}
+        return {(r["dataset"], r["method"], r["augmentation"], column): r for r in csv.DictReader(file)
+                for column in COLUMNS_BESIDE.get(r["metric"], [r["metric"]])}
 
 
 def pooled_std(published, name, metric):
@@ -209,7 +214,7 @@ def tables(rows):
     Runs of different schedules never share a table: stage 1's settings part all of them, the later ones 6.5 to 6.7.
     """
     published = read_published()
-    complete = [r for r in rows if is_whole(r)]
+    complete = [r for r in rows if is_whole(r) and (r["method"], r["augmentation"]) in MODELS]
     lines = ["Ours: mean ± std over n seeds, or the best of n. [Published: four seeds, train-mode probes (ledger 12), another FCN "
              "(ledger 15).] Within noise: under 2.33 pooled stds of the published seeds for one seed of ours, 1.47 for four.", ""]
     for first in sorted({r["stage1_settings"] for r in complete}):
@@ -246,9 +251,7 @@ def one_table(number, title, kind, metrics, rows, published):
 
 NAIVE, *NC = MODELS
 HEADLINE = ("recon", "knn", "svm", "fid", "is", "cas")
-# What the table of differences shows: our column, the published metric it stands beside.
-SHOWN = (("recon", "recon"), ("knn", "knn"), ("knn_train_mode", "knn"), ("svm", "svm"), ("svm_train_mode", "svm"),
-         ("fid", "fid"), ("is", "is"), ("cas", "cas"))
+SHOWN = ("recon", *COLUMNS_BESIDE["knn"], *COLUMNS_BESIDE["svm"], "fid", "is", "cas")      # in the table of differences
 NOISE = ("\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n and m seeds, the std being the pooled one of the "
          "published seeds; for our FID and IS, which hang on our classifier, that of our own seeds.")
 
@@ -327,19 +330,19 @@ def headline(cells, theirs):
 def differences(compared, cells, theirs):
     """NC minus naive, per dataset and model, then what follows from these differences."""
     print(f"Non-contrastive minus naive: ours [published]. {NOISE}\n")
-    header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k, _ in SHOWN)
+    header = "".join(f" {k.replace('_train_mode', ', train mode')} |" for k in SHOWN)
     print(f"| dataset | schedule | model | seeds |{header}\n" + "|---" * (4 + len(SHOWN)) + "|")
     pairs = {}                                # (dataset, augmentation, key) -> [(our difference, its star), the published ones]
     for (name, how), models in compared.items():
         for model in (m for m in NC if m in models):
             line = []
-            for key, metric in SHOWN:
+            for key in SHOWN:
                 (ours, n), (base, m) = mean(models[model], key), mean(models[NAIVE], key)
-                thesis, thesis_base = (float(theirs[(name, *who, metric)]["mean"]) for who in (model, NAIVE))
-                published = thesis - thesis_base, star(thesis - thesis_base, 4, 4, pooled_std(theirs, name, metric))
+                thesis, thesis_base = (float(theirs[(name, *who, key)]["mean"]) for who in (model, NAIVE))
+                published = thesis - thesis_base, star(thesis - thesis_base, 4, 4, pooled_std(theirs, name, key))
                 text = "[{:+.3f}{}]".format(*published)
                 if n and m:
-                    found = ours - base, star(ours - base, n, m, noise(cells, theirs, name, metric))
+                    found = ours - base, star(ours - base, n, m, noise(cells, theirs, name, key))
                     text = "{:+.3f}{} {}".format(*found, text)
                     pairs.setdefault((name, model[1], key), []).append((found, published))
                 line.append(text)
@@ -355,7 +358,7 @@ def by_augmentation(compared, pairs, header):
     print(f"| augmentation |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
     for augmentation in dict.fromkeys(a for _, a in NC):
         line = []
-        for key, _ in SHOWN:
+        for key in SHOWN:
             both = [pair for name in whole for pair in pairs.get((name, augmentation, key), [])]
             line.append("{:+.3f} [{:+.3f}]".format(*(statistics.mean(side[0] for side in sides) for sides in zip(*both))) if both else "")
         print(f"| {augmentation} | " + " | ".join(line) + " |")
@@ -366,9 +369,9 @@ def starred(pairs, header):
     print("\nStarred rows of all, ours [published]; a gain in both is a published one that ours has too:\n")
     print(f"| |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
     counts = {"rows": [], "gains": [], "losses": [], "gains in both": []}
-    for key, metric in SHOWN:
+    for key in SHOWN:
         both = [pair for (_, _, k), found in pairs.items() if k == key for pair in found]
-        better = -1 if metric in LOWER_IS_BETTER else 1
+        better = -1 if key in LOWER_IS_BETTER else 1
         gains, losses = ([[sign * d > 0 and s == "*" for d, s in pair] for pair in both] for sign in (better, -better))
         counts["rows"].append(str(len(both)))
         for name, hits in (("gains", gains), ("losses", losses)):
@@ -382,14 +385,13 @@ def agreements(compared, theirs):
     """How many of the means above lie within noise of the published ones, and which do not."""
     print("\nEach model's mean against the published one (train mode: a throw-away copy after the authors' probe, ledger 12):\n")
     print("| metric | within noise | better | worse | which are worse |\n|---|---|---|---|---|")
-    for key, metric in (("recon", "recon"), ("recon_last_batch", "recon"), ("recon_train_mode", "recon"),
-                        ("recon_train_mode_last_batch", "recon"), *(pair for pair in SHOWN[1:] if pair[1] not in BY_CLASSIFIER)):
+    for key in (*RECON, *(key for key in SHOWN[1:] if key not in BY_CLASSIFIER)):
         found = {"within noise": [], "better": [], "worse": []}
         for (name, _), models in compared.items():
             for model, runs in models.items():
                 ours, n = mean(runs, key)
                 if n:
-                    judgement = agreement(ours, n, metric, theirs[(name, *model, metric)], pooled_std(theirs, name, metric))
+                    judgement = agreement(ours, n, key, theirs[(name, *model, key)], pooled_std(theirs, name, key))
                     found[judgement].append(f"{name} {'-'.join(model)}")
         print(f"| {key.replace('_train_mode', ', train mode')} | " + " | ".join(str(len(who)) for who in found.values())
               + f" | {', '.join(found['worse'])} |")
@@ -438,34 +440,34 @@ def star(difference, n, m, std):
 def stage1_table(cells, theirs):
     """Every model's stage 1 beside the published means: recon of all test series and of the last mini-batch, probes, each
     frozen and after a train-mode pass over a throw-away copy (ledger 12, 13). Markdown lines."""
-    pairs = (("recon", "recon"), ("recon_last_batch", "recon"), ("recon_train_mode", "recon"),
-             ("recon_train_mode_last_batch", "recon"), ("knn", "knn"), ("knn_train_mode", "knn"), ("svm", "svm"),
-             ("svm_train_mode", "svm"))
-    lines = ["| dataset | schedule | model | n | " + " | ".join(key for key, _ in pairs) + " |", "|---" * (4 + len(pairs)) + "|"]
+    keys = [key for columns in COLUMNS_BESIDE.values() for key in columns]
+    lines = ["| dataset | schedule | model | n | " + " | ".join(keys) + " |", "|---" * (4 + len(keys)) + "|"]
     counted = []
     for (name, how), models in cells.items():
         for model, runs in models.items():
-            line = [table_cell([r[key] for r in runs.values() if r[key] is not None], "mean", metric,
-                               theirs.get((name, *model, metric)), pooled_std(theirs, name, metric)) for key, metric in pairs]
+            line = [table_cell([r[key] for r in runs.values() if r[key] is not None], "mean", key,
+                               theirs.get((name, *model, key)), pooled_std(theirs, name, key)) for key in keys]
             line = [re.sub(r" \(n \d+\)", "", cell) for cell in line]
             lines.append(f"| {name} | {how} | {'-'.join(model)} | {len(runs)} | " + " | ".join(line) + " |")
             if how.startswith("thesis"):
                 counted.append(line)
-    within = [f"{key} {sum(line[i].endswith('within noise') for line in counted)}" for i, (key, _) in enumerate(pairs)]
+    within = [f"{key} {sum(line[i].endswith('within noise') for line in counted)}" for i, key in enumerate(keys)]
     return [*lines, "", f"Within noise, of {len(counted)} models by the thesis' schedule: {', '.join(within)}."]
 
 
 def readme_table(cells, theirs, model=("vibcreg", "slice")):
-    """Naive -> one NC model, ours and in brackets the published means: three metrics of stage 1, a row a set."""
-    lines = [f"| naive → {'-'.join(model)} | recon | KNN | SVM |", "|---|---|---|---|"]
-    for (name, how), models in cells.items():
-        if how.startswith("thesis") and {NAIVE, model} <= set(models):
+    """Naive -> one NC model, ours and in brackets the published means, recon also as it was published (ledger 12, 13), and the
+    minutes of the latter run: a row a set."""
+    lines = [f"| naive→{'-'.join(model)} | recon | KNN | SVM | CAS | minutes |", "|---" * 6 + "|"]
+    for (name, how), models in one_schedule(cells).items():
+        if model in models:
             line = []
-            for key in ("recon", "knn", "svm"):
-                ours, published = ([f(m) for m in (NAIVE, model)] for f in (
-                    lambda m: mean(models[m], key)[0], lambda m: float(theirs[(name, *m, key)]["mean"])))
-                line.append("{:.2f} → {:.2f} [{:.2f} → {:.2f}]".format(*ours, *published))
-            lines.append(f"| {name} | " + " | ".join(line) + " |")
+            for key in ("recon", "knn", "svm", "cas"):
+                keys = (key, RECON[-1]) if key == "recon" else (key,)
+                ours = "; ".join("{:.2f}→{:.2f}".format(*(mean(models[m], k)[0] for m in (NAIVE, model))) for k in keys)
+                line.append("{} [{:.2f}→{:.2f}]".format(ours, *(float(theirs[(name, *m, key)]["mean"]) for m in (NAIVE, model))))
+            spent = statistics.mean(minutes(row) for row in models[model].values() if row["cas"] is not None)
+            lines.append(f"| {name}, {how.split(',')[0]} | " + " | ".join(line) + f" | {spent:.0f} |")
     return lines
 
 
