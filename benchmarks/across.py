@@ -19,7 +19,9 @@ from ncvqvae import NCVQVAE
 COLOURS = {"naive": "k", "barlow": "C1", "vibcreg": "C0"}
 MARKERS = {"none": "o", "warp": "^", "slice": "s", "gauss": "D"}
 SCALES = dict.fromkeys(tables.LOWER_IS_BETTER, "log")
-LABELS = dict(recon="recon", recon_train_mode_last_batch="recon as published (ledger 12, 13)", knn="KNN accuracy", svm="SVM accuracy", fid="FID", cas="CAS", ssl="SSL loss") | {"is": "IS"}
+LABELS = {"recon": "recon", "recon_train_mode_last_batch": "recon as published\n(ledger 12, 13)",
+          "knn": "KNN accuracy", "svm": "SVM accuracy", "fid": "FID", "is": "IS", "cas": "CAS",
+          "ssl": "SSL loss"}
 
 
 def look(model):
@@ -65,12 +67,12 @@ def scores(cells, published, metrics):
 
 
 def gains(cells, published):
-    """A row a dataset: naive -> the mean of the non-contrastive models that ran, in KNN and SVM. The README's figure."""
+    """A row a dataset: naive -> the mean of the non-contrastive models, in KNN and SVM."""
     figure, axes = pyplot().subplots(1, 2, figsize=(10, 4), sharey=True)
     for axis, metric in zip(axes, ("knn", "svm")):
         for i, ((name, _), models) in enumerate(cells.items()):
-            ours = {model: tables.mean(runs, metric)[0] for model, runs in models.items()}
-            theirs = {model: float(published[(name, *model, metric)]["mean"]) for model in models}
+            ours = {m: tables.mean(runs, metric)[0] for m, runs in models.items()}
+            theirs = {m: float(published[(name, *m, metric)]["mean"]) for m in models}
             for y, values, filled in ((-i + 0.15, ours, {}), (-i - 0.15, theirs, dict(mfc="w"))):
                 naive = values.pop(tables.NAIVE)
                 others = statistics.mean(values.values())
@@ -80,10 +82,9 @@ def gains(cells, published):
         axis.set(xlabel=LABELS[metric], yticks=range(0, -len(cells), -1))
         axis.grid(axis="x", lw=0.3)
     axes[0].set_yticklabels([title(*cell) for cell in cells.items()], fontsize=7)
-    for style in (dict(color="k", marker="o", label="naive, ours"), dict(color="k", marker="o", mfc="w", label="naive, published"),
-                  dict(color="C0", marker="s", label="non-contrastive, ours"),
-                  dict(color="C0", marker="s", mfc="w", label="non-contrastive, published")):
-        axes[0].plot([], [], ls="", **style)
+    for who, style in (("naive", look(tables.NAIVE)), ("non-contrastive", dict(color="C0", marker="s"))):
+        axes[0].plot([], [], ls="", label=f"{who}, ours", **style)
+        axes[0].plot([], [], ls="", label=f"{who}, published", mfc="w", **style)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=4)
     return figure
 

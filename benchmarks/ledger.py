@@ -1,9 +1,10 @@
-"""The evidence behind ledger row 11: on one stage 1, the prior as it is beside one whose output is tied to its embedding.
+"""The evidence behind ledger row 11: one stage 1, the prior as it is and one with a tied output.
 
-    python benchmarks/ledger.py runs/tied runs/Symbols/naive-none/seed1 > results/ledger.md     # any finished runs
+    python benchmarks/ledger.py runs/tied runs/Symbols/naive-none/seed1 > results/ledger.md
 
-The tied prior, which the published naive model has (there with a bias a position), is trained and scored below the first
-folder, with the settings and classifier of each run. Finished ones are skipped.
+Takes any finished runs. The tied prior, which the published naive model has (there with a bias a
+position), is trained and scored below the first folder, with the settings and the classifier of
+each run. Finished ones are skipped.
 """
 import shutil, sys
 from pathlib import Path
@@ -16,19 +17,20 @@ SHOWN = ("prior_loss", "fid", "fid_recon", "fid_floor", "is", "is_real", "cas")
 
 
 class TiedPrior(prior.Prior):
-    """A prior whose logits are products with the embedding's rows, so a code's input and output vectors are one."""
+    """A prior whose logits are products with the embedding's rows: a code is one vector."""
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.head[2].weight = self.embedding.weight                          # both (K, D)
+        self.head[2].weight = self.embedding.weight  # both (K, D)
 
 
 def tie(out, run_dir):
-    """Train and score a tied prior on the run's stage 1, in a folder below out that is named like the run's. -> metrics."""
+    """Train and score a tied prior on the run's stage 1, in out/DATASET/METHOD-AUG/seedN. -> metrics."""
     run_dir = Path(run_dir).resolve()
-    folder = Path(out).joinpath(*run_dir.parts[-3:])                         # DATASET/METHOD-AUG/seedN
+    folder = Path(out).joinpath(*run_dir.parts[-3:])
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (run_dir / "stage1.pt", *run_dir.parent.parent.glob("fcn-*.pt")):
-        shutil.copy(path, folder if path.parent == run_dir else folder.parent.parent)
+    shutil.copy(run_dir / "stage1.pt", folder)
+    for path in run_dir.parent.parent.glob("fcn-*.pt"):
+        shutil.copy(path, folder.parent.parent)
     config = data.read_config(run_dir)
     with mock.patch.object(prior, "Prior", TiedPrior):
         prior.train_stage2(folder, config)
@@ -37,11 +39,14 @@ def tie(out, run_dir):
 
 def main():
     out, *run_dirs = sys.argv[1:]
-    print(f"# One stage 1, two priors\n\n| run | output | {' | '.join(SHOWN)} |\n" + "|---" * (2 + len(SHOWN)) + "|")
+    print("# One stage 1, two priors\n\n| run | output | " + " | ".join(SHOWN) + " |")
+    print("|---" * (2 + len(SHOWN)) + "|")
     for run_dir in run_dirs:
-        for output, m in (("separate", data.read_json(Path(run_dir) / "metrics.json")), ("tied", tie(out, run_dir))):
-            run = "/".join(Path(run_dir).resolve().parts[-3:])
-            print(f"| {run} | {output} | " + " | ".join(f"{m[k]:.3f}" for k in SHOWN) + " |", flush=True)
+        run = "/".join(Path(run_dir).resolve().parts[-3:])
+        separate = data.read_json(Path(run_dir) / "metrics.json")
+        for output, m in (("separate", separate), ("tied", tie(out, run_dir))):
+            cells = [run, output, *(f"{m[k]:.3f}" for k in SHOWN)]
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

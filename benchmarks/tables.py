@@ -291,7 +291,7 @@ def one_schedule(cells):
 
 
 def report(cells, theirs):
-    """Print everything; returns the first table for the README."""
+    """Print everything. -> the first table"""
     compared = one_schedule(cells)
     table = io.StringIO()
     with contextlib.redirect_stdout(table):
@@ -347,21 +347,23 @@ def differences(compared, cells, theirs):
                     pairs.setdefault((name, model[1], key), []).append((found, published))
                 line.append(text)
             print(f"| {name} | {how} | {'-'.join(model)} | {len(models[model])} | " + " | ".join(line) + " |")
-    by_augmentation(compared, pairs, header)
+    averages(compared, pairs, header)
     starred(pairs, header)
 
 
-def by_augmentation(compared, pairs, header):
-    """Means of the differences by augmentation, over the sets where all models ran."""
+def averages(compared, pairs, header):
+    """Means of the differences by augmentation and by dataset, over the sets where all models ran."""
     whole = sorted({name for (name, _), models in compared.items() if len(models) == len(MODELS)})
-    print(f"\nThe same by augmentation, mean over the {2 * len(whole)} rows each has on the sets where all models ran: {', '.join(whole)}\n")
-    print(f"| augmentation |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
-    for augmentation in dict.fromkeys(a for _, a in NC):
+    print(f"\nMeans of these rows by augmentation and by set, over the {len(whole)} sets where all models ran:\n")
+    print(f"| mean over |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
+    for group in (*dict.fromkeys(a for _, a in NC), *whole):
         line = []
         for key in SHOWN:
-            both = [pair for name in whole for pair in pairs.get((name, augmentation, key), [])]
-            line.append("{:+.3f} [{:+.3f}]".format(*(statistics.mean(side[0] for side in sides) for sides in zip(*both))) if both else "")
-        print(f"| {augmentation} | " + " | ".join(line) + " |")
+            both = [pair for (name, augmentation, k), found in pairs.items()
+                    if k == key and name in whole and group in (name, augmentation) for pair in found]
+            means = [statistics.mean(side[0] for side in sides) for sides in zip(*both)]
+            line.append("{:+.3f} [{:+.3f}]".format(*means) if both else "")
+        print(f"| {group} | " + " | ".join(line) + " |")
 
 
 def starred(pairs, header):
@@ -397,10 +399,10 @@ def agreements(compared, theirs):
               + f" | {', '.join(found['worse'])} |")
 
 
-def beside(cells, theirs, one, other):
+def beside(cells, theirs, one, other, seconds=("seconds_stage1", "seconds_stage2")):
     """Schedule `one`, `other`, their difference and the published means, a model and the seeds both have at a time."""
-    seconds = ("seconds_stage1", "seconds_stage2")
-    print(f"| dataset | model | schedule | seeds | {' | '.join((*HEADLINE, *seconds))} |\n" + "|---" * 12 + "|")
+    columns = ("dataset", "model", "schedule", "seeds", *HEADLINE, *seconds)
+    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     for name in dict.fromkeys(name for name, _ in cells):
         both = [cells.get((name, how), {}) for how in (one, other)]
         for model in (m for m in MODELS if m in both[0] and m in both[1]):
@@ -456,13 +458,13 @@ def stage1_table(cells, theirs):
 
 
 def readme_table(cells, theirs, model=("vibcreg", "slice")):
-    """Naive -> one NC model, ours and in brackets the published means, recon also as it was published (ledger 12, 13), and the
-    minutes of the latter run: a row a set."""
-    lines = [f"| naive→{'-'.join(model)} | recon | KNN | SVM | CAS | minutes |", "|---" * 6 + "|"]
+    """Naive -> one NC model: ours, recon also as it was published (ledger 12, 13), in brackets the
+    published means; the minutes of the latter run. A row a set."""
+    lines = [f"| naive→{'-'.join(model)} | recon | SVM | CAS | minutes |", "|---" * 5 + "|"]
     for (name, how), models in one_schedule(cells).items():
         if model in models:
             line = []
-            for key in ("recon", "knn", "svm", "cas"):
+            for key in ("recon", "svm", "cas"):
                 keys = (key, RECON[-1]) if key == "recon" else (key,)
                 ours = "; ".join("{:.2f}→{:.2f}".format(*(mean(models[m], k)[0] for m in (NAIVE, model))) for k in keys)
                 line.append("{} [{:.2f}→{:.2f}]".format(ours, *(float(theirs[(name, *m, key)]["mean"]) for m in (NAIVE, model))))
@@ -559,8 +561,8 @@ DEPARTURES = (("The zeroed tail of the published views (ledger 18)", "view as it
 
 
 def departures(rows, theirs):
-    """Runs that follow the published program in one more thing than ours does, beside those that differ from them in nothing
-    else. Markdown lines."""
+    """Runs that follow the published program in one more thing, beside those that differ from
+    them in nothing else. Markdown lines."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         print(f"# What the published numbers owe\n\nMeans over the seeds that both have. {NOISE}")
@@ -575,7 +577,7 @@ def departures(rows, theirs):
                         models = cells.setdefault((row["dataset"], how), {})
                         models.setdefault((row["method"], plain["augmentation"]), {})[row["seed"]] = run
             print(f"\n## {title}\n")
-            beside(dict(sorted(cells.items())), theirs, here, there)
+            beside(dict(sorted(cells.items())), theirs, here, there, seconds=())
     return text.getvalue().splitlines()
 
 
