@@ -347,14 +347,15 @@ def differences(compared, cells, theirs):
                     pairs.setdefault((name, model[1], key), []).append((found, published))
                 line.append(text)
             print(f"| {name} | {how} | {'-'.join(model)} | {len(models[model])} | " + " | ".join(line) + " |")
-    averages(compared, pairs, header)
+    averages(compared, cells, theirs, pairs, header)
     starred(pairs, header)
 
 
-def averages(compared, pairs, header):
+def averages(compared, cells, theirs, pairs, header):
     """Means of the differences by augmentation and by dataset, over the sets where all models ran."""
     whole = sorted({name for (name, _), models in compared.items() if len(models) == len(MODELS)})
-    print(f"\nMeans of these rows by augmentation and by set, over the {len(whole)} sets where all models ran:\n")
+    print(f"\nMeans of these rows by augmentation and by set, over the {len(whole)} sets where all models ran; "
+          "under a set what one run has to differ by from another.\n")
     print(f"| mean over |{header}\n" + "|---" * (1 + len(SHOWN)) + "|")
     for group in (*dict.fromkeys(a for _, a in NC), *whole):
         line = []
@@ -364,6 +365,9 @@ def averages(compared, pairs, header):
             means = [statistics.mean(side[0] for side in sides) for sides in zip(*both)]
             line.append("{:+.3f} [{:+.3f}]".format(*means) if both else "")
         print(f"| {group} | " + " | ".join(line) + " |")
+        if group in whole:
+            stds = [noise(cells, theirs, group, key) for key in SHOWN]
+            print("| noise | " + " | ".join(f"{noise_bound(std):.3f}" if std else "" for std in stds) + " |")
 
 
 def starred(pairs, header):
