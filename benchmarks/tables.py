@@ -392,15 +392,21 @@ def agreements(compared, theirs):
     print("\nEach model's mean against the published one (train mode: a throw-away copy after the authors' probe, ledger 12):\n")
     print("| metric | within noise | better | worse | which are worse |\n|---|---|---|---|---|")
     for key in (*RECON, *(key for key in SHOWN[1:] if key not in BY_CLASSIFIER)):
-        found = {"within noise": [], "better": [], "worse": []}
-        for (name, _), models in compared.items():
-            for model, runs in models.items():
-                ours, n = mean(runs, key)
-                if n:
-                    judgement = agreement(ours, n, key, theirs[(name, *model, key)], pooled_std(theirs, name, key))
-                    found[judgement].append(f"{name} {'-'.join(model)}")
+        found = judged(compared, theirs, key)
         print(f"| {key.replace('_train_mode', ', train mode')} | " + " | ".join(str(len(who)) for who in found.values())
               + f" | {', '.join(found['worse'])} |")
+
+
+def judged(compared, theirs, key):
+    """{"within noise", "better", "worse": the models whose mean is that, beside the published one}."""
+    found = {"within noise": [], "better": [], "worse": []}
+    for (name, _), models in compared.items():
+        for model, runs in models.items():
+            ours, n = mean(runs, key)
+            if n:
+                judgement = agreement(ours, n, key, theirs[(name, *model, key)], pooled_std(theirs, name, key))
+                found[judgement].append(f"{name} {'-'.join(model)}")
+    return found
 
 
 def beside(cells, theirs, one, other, seconds=("seconds_stage1", "seconds_stage2")):
@@ -474,7 +480,11 @@ def readme_table(cells, theirs, model=("vibcreg", "slice")):
                 line.append("{} [{:.2f}→{:.2f}]".format(ours, *(float(theirs[(name, *m, key)]["mean"]) for m in (NAIVE, model))))
             spent = statistics.mean(minutes(row) for row in models[model].values() if row["cas"] is not None)
             lines.append(f"| {name}, {how.split(',')[0]} | " + " | ".join(line) + f" | {spent:.0f} |")
-    return lines
+    counts = []
+    for name in ("recon", "KNN", "SVM", "CAS"):
+        found = judged(one_schedule(cells), theirs, name.lower())
+        counts.append(f"{name} {len(found['within noise'] + found['better'])} of {sum(map(len, found.values()))}")
+    return [*lines, "", f"Within noise of the published mean, or better: {', '.join(counts)}."]
 
 
 # ---- The ablation ----
