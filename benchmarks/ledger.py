@@ -12,6 +12,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, prior
+from benchmarks import tables
 
 SHOWN = ("prior_loss", "fid", "fid_recon", "fid_floor", "is", "is_real", "cas")
 
@@ -39,13 +40,14 @@ def tie(out, run_dir):
 
 def main():
     out, *run_dirs = sys.argv[1:]
-    print("# One stage 1, two priors\n\n| run | output | " + " | ".join(SHOWN) + " |")
-    print("|---" * (2 + len(SHOWN)) + "|")
+    print("# One stage 1, two priors\n\n| run | schedule | output | " + " | ".join(SHOWN) + " |")
+    print("|---" * (3 + len(SHOWN)) + "|")
     for run_dir in run_dirs:
         run = "/".join(Path(run_dir).resolve().parts[-3:])
+        how = tables.schedules().get(tables.settings(data.read_config(run_dir)), "")
         separate = data.read_json(Path(run_dir) / "metrics.json")
         for output, m in (("separate", separate), ("tied", tie(out, run_dir))):
-            cells = [run, output, *(f"{m[k]:.3f}" for k in SHOWN)]
+            cells = [run, how, output, *(f"{m[k]:.3f}" for k in SHOWN)]
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
