@@ -198,7 +198,8 @@ def across(results):
     rows, published = tables.read_runs(results / "runs.csv"), tables.read_published()
     cells, found = tables.one_schedule(tables.grid(rows)), tables.ablation_cells(rows)
     swept = {k: model for k, model in found.items() if sum(name == "zeta" for name, _ in model) > 1}
-    drawn = dict(gains=gains(cells, published), views=views(load_dataset("toy")), recon=scores(cells, published, ["recon", "recon_train_mode_last_batch"]),
+    drawn = dict(gains=gains(cells, published), views=views(load_dataset("toy")),
+                 recon=scores(cells, published, ["recon", "recon_train_mode_last_batch"]),
                  probes=scores(cells, published, ["knn", "svm"]), samples=scores(cells, published, ["fid", "is", "cas"]),
                  training=curves(results, cells, "val_recon", "recon of the test split"),
                  knn_is=against(cells, published, lambda row: row["is"], "is", "knn"),

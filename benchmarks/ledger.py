@@ -25,7 +25,10 @@ class TiedPrior(prior.Prior):
 
 
 def tie(out, run_dir):
-    """Train and score a tied prior on the run's stage 1, in out/DATASET/METHOD-AUG/seedN. -> metrics."""
+    """Train and score a tied prior on the run's stage 1, in out/DATASET/METHOD-AUG/seedN.
+
+    -> metrics
+    """
     run_dir = Path(run_dir).resolve()
     folder = Path(out).joinpath(*run_dir.parts[-3:])
     folder.mkdir(parents=True, exist_ok=True)
