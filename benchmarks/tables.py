@@ -1,8 +1,8 @@
 """Tables from finished runs: runs.csv, thesis Tables 6.1 to 6.7, naive against non-contrastive, the ablation.
 
     python benchmarks/tables.py runs/                          # Tables 6.1 to 6.7 of these runs, published values beside
-    python benchmarks/tables.py runs/ --export results/        # merged into results/runs.csv, logs/; then TABLES.md,
-                                                               # stage1.md, headline.md, ablation.md and README's table
+    python benchmarks/tables.py runs/ --export results/        # merged into results/runs.csv, logs/; then every table
+                                                               # of results/ and README's
     python benchmarks/tables.py probe runs/Symbols/*/seed*     # probes frozen and in the authors' train mode (ledger 12)
     python benchmarks/tables.py parts runs/ > results/parts.md # where samples lose: real, reconstructed, generated
 
