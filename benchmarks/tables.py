@@ -293,17 +293,23 @@ def one_schedule(cells):
 def report(cells, theirs):
     """Print everything. -> the first table"""
     compared = one_schedule(cells)
-    table = io.StringIO()
-    with contextlib.redirect_stdout(table):
-        headline(compared, theirs)
-    print(f"# Naive against non-contrastive\n\n{table.getvalue()}")
+    table = printed(headline, compared, theirs)
+    print(f"# Naive against non-contrastive\n\n{table}")
     differences(compared, cells, theirs)
     agreements(compared, theirs)
     for title, *pair in (("The fast preset against the thesis' schedule", "thesis, bf16", "fast, bf16"),
                          ("bf16 against float32", "thesis, float32", "thesis, bf16")):
         print(f"\n# {title}\n\n{NOISE}\n")
         beside(cells, theirs, *pair)
-    return table.getvalue()
+    return table
+
+
+def printed(function, *arguments):
+    """What the function prints."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        function(*arguments)
+    return text.getvalue()
 
 
 def headline(cells, theirs):
@@ -471,7 +477,8 @@ def readme_table(cells, theirs, model=("vibcreg", "slice")):
     """Naive -> one NC model: ours, recon also as it was published (ledger 12, 13), in brackets the
     published means; the minutes of the latter run. A row a set."""
     lines = [f"| naive→{'-'.join(model)} | recon | SVM | CAS | minutes |", "|---" * 5 + "|"]
-    for (name, how), models in one_schedule(cells).items():
+    compared = one_schedule(cells)
+    for (name, how), models in compared.items():
         if model in models:
             line = []
             for key in ("recon", "svm", "cas"):
@@ -482,7 +489,7 @@ def readme_table(cells, theirs, model=("vibcreg", "slice")):
             lines.append(f"| {name}, {how.split(',')[0]} | " + " | ".join(line) + f" | {spent:.0f} |")
     counts = []
     for name in ("recon", "KNN", "SVM", "CAS"):
-        found = judged(one_schedule(cells), theirs, name.lower())
+        found = judged(compared, theirs, name.lower())
         counts.append(f"{name} {len(found['within noise'] + found['better'])} of {sum(map(len, found.values()))}")
     return [*lines, "", f"Within noise of the published mean, or better: {', '.join(counts)}."]
 
@@ -575,24 +582,22 @@ DEPARTURES = (("The zeroed tail of the published views (ledger 18)", "view as it
 
 
 def departures(rows, theirs):
-    """Runs that follow the published program in one more thing, beside those that differ from
-    them in nothing else. Markdown lines."""
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        print(f"# What the published numbers owe\n\nMeans over the seeds that both have. {NOISE}")
-        for title, here, there, undo in DEPARTURES:
-            cells = {}
-            for row in rows:
-                plain = row | undo(row)
-                ours = next((r for r in rows if all(r[k] == plain[k] for k in IDENTITY[:-1])
-                             and plain["later_settings"] in (r["later_settings"], "none")), None)
-                if plain != row and ours:
-                    for how, run in ((here, ours), (there, row)):
-                        models = cells.setdefault((row["dataset"], how), {})
-                        models.setdefault((row["method"], plain["augmentation"]), {})[row["seed"]] = run
-            print(f"\n## {title}\n")
-            beside(dict(sorted(cells.items())), theirs, here, there, seconds=())
-    return text.getvalue().splitlines()
+    """Print runs that follow the published program in one more thing, beside those that differ
+    from them in nothing else."""
+    print(f"# What the published numbers owe\n\nMeans over the seeds that both have. {NOISE}")
+    for title, here, there, undo in DEPARTURES:
+        cells = {}
+        for row in rows:
+            plain = row | undo(row)
+            if plain == row:
+                continue
+            ours = next((r for r in rows if all(r[k] == plain[k] for k in IDENTITY[:-1])
+                         and plain["later_settings"] in (r["later_settings"], "none")), None)
+            for how, run in ((here, ours), (there, row)) if ours else ():
+                models = cells.setdefault((row["dataset"], how), {})
+                models.setdefault((row["method"], plain["augmentation"]), {})[row["seed"]] = run
+        print(f"\n## {title}\n")
+        beside(dict(sorted(cells.items())), theirs, here, there, seconds=())
 
 
 # ---- The presets ----
@@ -712,19 +717,17 @@ def main():
     if args.folders:
         export(args.folders, args.export)
     rows, published = read_runs(Path(args.export) / "runs.csv"), read_published()
-    cells, headline_text = grid(rows), io.StringIO()
-    with contextlib.redirect_stdout(headline_text):
-        report(cells, published)
+    cells = grid(rows)
     readme = Path(args.export).resolve().parent / "README.md"
     if readme.exists():                           # its table of results stands between two markers
         text = re.sub(r"(?<=<!-- results -->\n).*?(?=<!-- end -->)", "\n".join(readme_table(cells, published)) + "\n",
                       readme.read_text(), flags=re.S)
         write_atomic(readme, lambda file: file.write(text.encode()))
     for name, text in (("stage1.md", "\n".join(stage1_table(cells, published)) + "\n"),
-                       ("TABLES.md", "\n".join(tables(rows)) + "\n"), ("headline.md", headline_text.getvalue()),
+                       ("TABLES.md", "\n".join(tables(rows)) + "\n"), ("headline.md", printed(report, cells, published)),
                        ("variants.md", "\n".join(variants(rows, published)) + "\n"),
                        ("presets.md", "\n".join(presets(cells, published)) + "\n"),
-                       ("departures.md", "\n".join(departures(rows, published)) + "\n"), ("ablation.md", "\n".join(ablation(ablation_cells(rows), published)))):
+                       ("departures.md", printed(departures, rows, published)), ("ablation.md", "\n".join(ablation(ablation_cells(rows), published)))):
         write_atomic(Path(args.export) / name, lambda file, text=text: file.write(text.encode()))
 
 

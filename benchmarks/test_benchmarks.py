@@ -136,7 +136,7 @@ def test_departures_stand_beside_runs_that_differ_in_nothing_else():
             row("gauss+roundtrip", 1, 0.5), row("gauss+roundtrip", 2, 0.7), row("slice+roundtrip", 1, 9.0),
             row("none", 1, 9.0, "cas_epochs=99"), row("none", 1, 0.3, "cas_epochs=100"),
             row("none", 1, 0.4, "embedding=random loss_on=all cas_epochs=100")]
-    tail, naive = "\n".join(tables.departures(rows, tables.read_published())).split("## ")[1:]
+    tail, naive = tables.printed(tables.departures, rows, tables.read_published()).split("## ")[1:]
     values = [[cell.strip() for cell in line.split("|")[2:9]] for line in (tail + naive).splitlines() if line.startswith("| Symbols")]
     assert values == [["barlow-gauss", "view as it is", "1, 2", "0.150", "", "", "0.100"],
                       ["barlow-gauss", "view with a zeroed tail", "1, 2", "0.600", "", "", ""],
