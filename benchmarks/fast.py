@@ -1,17 +1,18 @@
-"""How the presets `fast` and `best` are chosen: trials on a part of the train split, scored on a held-out fifth of it.
+"""How the presets `fast` and `best` are chosen: trials scored on a held-out fifth of a train split.
 
-    python benchmarks/fast.py stage1 runs/fast TwoPatterns --only fast      # a stage 1, its probes and reconstructions
-    python benchmarks/fast.py stage2 runs/fast TwoPatterns                  # priors on it, judged by their samples
-    python benchmarks/fast.py decoding runs/fast TwoPatterns                # one prior, many ways to sample it
-    python benchmarks/fast.py classifier runs/fast TwoPatterns              # the FCN's accuracy
-    python benchmarks/fast.py cas runs/fast TwoPatterns                     # how CAS hangs on the length of its training
-    python benchmarks/fast.py table runs/fast results/                      # fast.csv, every trial, and fast.md
+    python benchmarks/fast.py stage1 runs/fast TwoPatterns      # its probes and reconstructions
+    python benchmarks/fast.py stage2 runs/fast TwoPatterns      # priors on the first, their samples
+    python benchmarks/fast.py decoding runs/fast TwoPatterns    # one prior, many ways to sample it
+    python benchmarks/fast.py classifier runs/fast TwoPatterns  # the FCN's accuracy
+    python benchmarks/fast.py cas runs/fast TwoPatterns         # CAS by the length of its training
+    python benchmarks/fast.py table runs/fast results/          # fast.csv, every trial, and fast.md
 
-A trial is the fast preset with some fields changed, in bf16; TRIALS has them all, those that failed too. The test split is
-never read for a choice. Finished trials are skipped, so processes may share the work by set. `own` is the share of samples
-that a classifier of real series puts into the class they were drawn for, `fid_class` the FID of those samples.
+A trial is the fast preset with some fields changed, in bf16; TRIALS has them all, those that failed
+too. The test split is never read for a choice. Finished trials are skipped, so processes may share
+the work by set. `own` is the share of samples that a classifier of real series puts into the class
+they were drawn for, `fid_class` the FID of those samples.
 """
-import argparse, json, sys, time
+import argparse, json, shutil, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,32 +22,38 @@ from sklearn.model_selection import StratifiedKFold
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae, prior
-from benchmarks.tables import write_csv
+from benchmarks.tables import markdown, write_csv, write_text
 
 ADAMW = dict(optimizer="adamw", stage2_lr=2e-3)
+SLOWER = dict(stage2_lr=2e-3)
 TRIALS = {
-    "stage1": {"fast": {}, "first edition": dict(stage1_batch=128, projector_dim=4096), "400 steps": dict(stage1_steps=400),
+    "stage1": {"fast": {}, "first edition": dict(stage1_batch=128, projector_dim=4096),
+               "400 steps": dict(stage1_steps=400),
                "naive": dict(method="naive", augmentation="none")},
     "stage2": {"fast": {}, "AdamW": ADAMW, "AdamW, lr 4e-3": dict(optimizer="adamw"),
                "AdamW, 4000 steps": ADAMW | dict(stage2_steps=4000),
-               "lr 2e-3": dict(stage2_lr=2e-3), "lr 8e-3": dict(stage2_lr=8e-3), "averaged": dict(stage2_lr=2e-3),
-               "no class 0.4": dict(stage2_lr=2e-3, class_dropout=0.4),
-               "hidden 256": dict(stage2_lr=2e-3, prior_hidden=256, stage2_steps=800), "4000 steps": dict(stage2_steps=4000),
-               "first edition": dict(optimizer="adamw", stage2_steps=800, stage2_batch=256, stage2_lr=1e-3, prior_hidden=256)},
-    "decoding": {"lr 2e-3": dict(stage2_lr=2e-3, fcn_steps=0, fcn_epochs=100)},
-    "classifier": {f"{epochs} epochs, batch {batch}": dict(fcn_steps=0, fcn_epochs=epochs, fcn_batch=batch)
+               "lr 2e-3": SLOWER, "lr 8e-3": dict(stage2_lr=8e-3), "averaged": SLOWER,
+               "no class 0.4": SLOWER | dict(class_dropout=0.4),
+               "hidden 256": SLOWER | dict(prior_hidden=256, stage2_steps=800),
+               "4000 steps": dict(stage2_steps=4000),
+               "first edition": dict(optimizer="adamw", stage2_steps=800, stage2_batch=256,
+                                     stage2_lr=1e-3, prior_hidden=256)},
+    "decoding": {"lr 2e-3": SLOWER | dict(fcn_steps=0, fcn_epochs=100)},
+    "classifier": {f"{epochs} epochs, batch {batch}": dict(fcn_steps=0, fcn_epochs=epochs,
+                                                           fcn_batch=batch)
                    for epochs, batch in ((300, 256), (100, 64), (40, 64), (20, 64))},
     "cas": {f"{epochs} epochs, batch {batch}": dict(cas_steps=0, cas_epochs=epochs, fcn_batch=batch)
             for epochs, batch in ((5, 64), (10, 64), (20, 64), (20, 256))},
 }
-# Passes, noise on the confidence, guidance; the first one is the thesis'. Noise of 1e6 is a random order.
-DECODING = {"class": [(10, 4, 1), (10, 1, 1), (10, 0, 1), (10, 4, 2), (10, 1, 2), (20, 4, 1), (20, 1, 2), (20, 1, 3), (20, 4, 2),
-                      (40, 1, 2), (20, 1e6, 1), (20, 1e6, 2)],
-            "free": [(10, 4, 1), (10, 1, 1), (10, 8, 1), (20, 4, 1), (20, 8, 1), (20, 16, 1), (40, 8, 1), (20, 1e6, 1), (40, 1e6, 1)]}
+# Passes, noise on the confidence, guidance; the first is the thesis'. 1e6 makes the order random.
+DECODING = {"class": [(10, 4, 1), (10, 1, 1), (10, 0, 1), (10, 4, 2), (10, 1, 2), (20, 4, 1),
+                      (20, 1, 2), (20, 1, 3), (20, 4, 2), (40, 1, 2), (20, 1e6, 1), (20, 1e6, 2)],
+            "free": [(10, 4, 1), (10, 1, 1), (10, 8, 1), (20, 4, 1), (20, 8, 1), (20, 16, 1),
+                     (40, 8, 1), (20, 1e6, 1), (40, 1e6, 1)]}
 
 
 def held_out(name, out, fold):
-    """An .npz whose train split is four fifths of a set's train split and whose test split is the rest of it."""
+    """An .npz of a set's train split: four fifths are its train split, the rest its test split."""
     path = out / f"{name}-{fold}.npz"
     if not path.exists():
         d = data.load_dataset(name)
@@ -59,12 +66,13 @@ def held_out(name, out, fold):
 
 
 def config_of(dataset, out, **fields):
-    fields = data.PRESETS["fast"] | dict(method="vibcreg", augmentation="slice", precision="bf16", validate_epochs=0) | fields
-    return data.Config(dataset=str(out / f"{dataset.name}.npz"), **fields)
+    trial = dict(method="vibcreg", augmentation="slice", precision="bf16", validate_epochs=0)
+    return data.Config(dataset=str(out / f"{dataset.name}.npz"),
+                       **data.PRESETS["fast"] | trial | fields)
 
 
 class Averaged(ncvqvae.Training):
-    """Ends with an exponential average of the weights (a half-life of 140 steps) instead of the last ones."""
+    """Ends with an exponential average of the weights, of a half-life of 140 steps."""
     def update(self, loss, **terms):
         super().update(loss, **terms)
         now = [p.detach() for p in self.model.parameters()]
@@ -75,7 +83,7 @@ class Averaged(ncvqvae.Training):
 
 
 def stage1(dataset, out, trial, fields):
-    """A stage 1: recon and probes of the held-out fifth, and what a classifier says to its reconstructions."""
+    """Recon and probes of the held-out fifth, and what a classifier says to its reconstructions."""
     config = config_of(dataset, out, **fields)
     run = out / dataset.name / "stage1" / trial
     model = ncvqvae.train_stage1(run, config, dataset)
@@ -83,8 +91,10 @@ def stage1(dataset, out, trial, fields):
     knn, svm = evaluate.probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
     fcn = evaluate.dataset_fcn(out / dataset.name, dataset, config)
     (real, p), (made, p_made) = (evaluate.classify(fcn, x) for x in (dataset.x_test, test["x_hat"]))
-    yield dict(recon=test["errors"].sum(1).mean().item(), knn=knn, svm=svm, accuracy=evaluate.accuracy(p, dataset.y_test),
-               own=evaluate.accuracy(p_made, dataset.y_test), fid=evaluate.frechet_distance(made, real),
+    yield dict(recon=test["errors"].sum(1).mean().item(), knn=knn, svm=svm,
+               accuracy=evaluate.accuracy(p, dataset.y_test),
+               own=evaluate.accuracy(p_made, dataset.y_test),
+               fid=evaluate.frechet_distance(made, real),
                minutes=data.load_checkpoint(run / "stage1.pt")["seconds"] / 60)
 
 
@@ -92,7 +102,7 @@ def prior_of(dataset, out, trial, fields):
     """A prior on the tokens of the first stage-1 trial: its run folder, its models, its minutes."""
     run, config = out / dataset.name / "stage2" / trial, config_of(dataset, out, **fields)
     run.mkdir(parents=True, exist_ok=True)
-    (run / "stage1.pt").write_bytes((out / dataset.name / "stage1" / "fast" / "stage1.pt").read_bytes())
+    shutil.copy(out / dataset.name / "stage1" / "fast" / "stage1.pt", run)
     prior.Training = Averaged if trial == "averaged" else ncvqvae.Training
     prior.train_stage2(run, config, dataset)
     *models, checkpoint = prior.load_stage2(run, config, dataset)
@@ -102,8 +112,8 @@ def prior_of(dataset, out, trial, fields):
 def judged(dataset, out, models, kind, how, n=1000, **fields):
     """Samples of the train split's classes, or of none, scored against the held-out fifth."""
     steps, temperature, guidance = how
-    config = config_of(dataset, out, decode_steps=steps, choice_temperature=float(temperature), guidance=float(guidance),
-                       **fields)
+    config = config_of(dataset, out, decode_steps=steps, choice_temperature=float(temperature),
+                       guidance=float(guidance), **fields)
     labels = evaluate.class_proportions(dataset.y_train, n)
     wanted = labels if kind == "class" else torch.full_like(labels, models[0].no_class)
     start, generator = time.time(), torch.Generator(ncvqvae.pick_device()).manual_seed(1)
@@ -111,17 +121,22 @@ def judged(dataset, out, models, kind, how, n=1000, **fields):
     seconds = time.time() - start
     fcn = evaluate.dataset_fcn(out / dataset.name, dataset, config)
     (real, _), (fake, p) = (evaluate.classify(fcn, series) for series in (dataset.x_test, x))
-    shares = np.bincount(p.argmax(1), minlength=len(dataset.classes)) / n
     fid = evaluate.frechet_distance(fake, real)
-    scores = dict(own=evaluate.accuracy(p, labels), fid_class=fid) if kind == "class" else dict(
-        fid=fid, **{"is": evaluate.inception_score(p)}, shares=" ".join(f"{s:.2f}" for s in shares))
-    return x, labels, config, scores | dict(sampled=kind, passes=steps, noise=temperature, guidance=guidance, sampling=seconds)
+    if kind == "class":
+        scores = dict(own=evaluate.accuracy(p, labels), fid_class=fid)
+    else:
+        shares = np.bincount(p.argmax(1), minlength=len(dataset.classes)) / n
+        scores = {"fid": fid, "is": evaluate.inception_score(p),
+                  "shares": " ".join(f"{s:.2f}" for s in shares)}
+    return x, labels, config, scores | dict(sampled=kind, passes=steps, noise=temperature,
+                                            guidance=guidance, sampling=seconds)
 
 
 def cas_of(x, y, dataset, config, run, seeds=2):
     """CAS on the held-out fifth, the mean over classifiers of a few seeds."""
-    return sum(evaluate.classification_accuracy_score(x, y, dataset, replace(config, seed=seed), run)
-               for seed in range(1, seeds + 1)) / seeds
+    configs = [replace(config, seed=seed) for seed in range(1, seeds + 1)]
+    return sum(evaluate.classification_accuracy_score(x, y, dataset, c, run)
+               for c in configs) / seeds
 
 
 def stage2(dataset, out, trial, fields):
@@ -147,50 +162,67 @@ def decoding(dataset, out, trial, fields):
 def classifier(dataset, out, trial, fields):
     """The classifier behind FID and IS: accuracy on the held-out fifth."""
     start = time.time()
-    fcn = evaluate.dataset_fcn(out / dataset.name / "classifier", dataset, config_of(dataset, out, **fields))
+    config = config_of(dataset, out, **fields)
+    fcn = evaluate.dataset_fcn(out / dataset.name / "classifier", dataset, config)
     accuracy = evaluate.accuracy(evaluate.classify(fcn, dataset.x_test)[1], dataset.y_test)
     yield dict(accuracy=accuracy, minutes=(time.time() - start) / 60)
 
 
 def cas(dataset, out, trial, fields):
-    """CAS of one prior's samples and of the reconstructed train split, by the length of its training."""
-    run, models, _ = prior_of(dataset, out, "lr 2e-3", TRIALS["stage2"]["lr 2e-3"])
+    """CAS of a prior's samples and of the reconstructed train split, by its training's length."""
+    run, models, _ = prior_of(dataset, out, "lr 2e-3", SLOWER)
     changed = config_of(dataset, out, **fields)
-    sets = {"reconstructions": (ncvqvae.encode_split(models[1], dataset.x_train)["x_hat"], dataset.y_train)}
+    reconstructed = ncvqvae.encode_split(models[1], dataset.x_train)["x_hat"]
+    sets = {"reconstructions": (reconstructed, dataset.y_train)}
     for how in ((10, 4, 1), (20, 1, 2)):
         sets["class {} {} {}".format(*how)] = judged(dataset, out, models, "class", how)[:2]
     for name, (x, y) in sets.items():
         start = time.time()
-        yield dict(sampled=name, cas=cas_of(x, y, dataset, changed, run, seeds=1), minutes=(time.time() - start) / 60)
+        score = cas_of(x, y, dataset, changed, run, seeds=1)
+        yield dict(sampled=name, cas=score, minutes=(time.time() - start) / 60)
 
 
-KINDS = {"stage1": stage1, "stage2": stage2, "decoding": decoding, "classifier": classifier, "cas": cas}
-COLUMNS = ("kind", "dataset", "trial", "changed", "sampled", "passes", "noise", "guidance", "recon", "knn", "svm", "accuracy",
-           "own", "fid_class", "fid", "is", "cas", "shares", "minutes", "sampling")
+KINDS = {f.__name__: f for f in (stage1, stage2, decoding, classifier, cas)}
+COLUMNS = ("kind", "dataset", "trial", "changed", "sampled", "passes", "noise", "guidance",
+           "recon", "knn", "svm", "accuracy", "own", "fid_class", "fid", "is", "cas", "shares",
+           "minutes", "sampling")
 
 
 def table(out, results):
     """fast.csv of every trial, and fast.md: its rows, a table a kind."""
-    rows = [row for path in sorted(out.rglob("*.rows.json")) for row in json.loads(path.read_text())]
+    paths = sorted(out.rglob("*.rows.json"))
+    rows = [row for path in paths for row in json.loads(path.read_text())]
     write_csv(results / "fast.csv", COLUMNS, rows)
-    lines = ["# Trials on held-out fifths of train splits", "",
-             "NAME-0 is the first of five folds. What a trial changes is relative to the fast preset; minutes: one core of two in use."]
+    text = """# Trials on held-out fifths of train splits
+
+NAME-0 is the first of five folds. What a trial changes is relative to the fast preset; minutes: one
+core of two in use.
+"""
     for kind in KINDS:
-        chosen = [row for row in rows if row["kind"] == kind]
-        columns = [c for c in COLUMNS[1:] if any(c in row for row in chosen)]
-        lines += ["", f"## {kind}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        for row in chosen:
-            cells = [f"{v:.3g}" if isinstance(v := row.get(c, ""), float) else str(v) for c in columns]
-            lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "## What each ingredient of stage 2 is worth", "", "Samples of a class: share in their own class, FID, CAS; of none: FID. By the "
-              "thesis' decoding and, behind /, by 20 passes,\nof a class with guidance 2.", "",
-              "| dataset | trial | minutes | own | FID, class | CAS | FID, none |", "|---" * 7 + "|"]
-    for trial in {(row["dataset"], row["trial"]): 0 for row in rows if row["kind"] == "stage2"}:
-        mine = [row for row in rows if (row["kind"], row["dataset"], row["trial"]) == ("stage2", *trial)]
-        cells = [" / ".join(f"{row[key]:.3g}" for row in sorted(mine, key=lambda row: row["passes"]) if key in row)
+        mine = [row for row in rows if row["kind"] == kind]
+        columns = [c for c in COLUMNS[1:] if any(c in row for row in mine)]
+        lines = [[shown(row.get(c, "")) for c in columns] for row in mine]
+        text += f"\n## {kind}\n\n{markdown(columns, lines)}"
+    lines, priors = [], [row for row in rows if row["kind"] == "stage2"]
+    for trial in dict.fromkeys((row["dataset"], row["trial"]) for row in priors):
+        mine = sorted((row for row in priors if (row["dataset"], row["trial"]) == trial),
+                      key=lambda row: row["passes"])
+        cells = [" / ".join(shown(row[key]) for row in mine if key in row)
                  for key in ("own", "fid_class", "cas", "fid")]
-        lines.append("| " + " | ".join([*trial, f"{mine[0]['minutes']:.1f}", *cells]) + " |")
-    data.write_atomic(results / "fast.md", lambda file: file.write(("\n".join(lines) + "\n").encode()))
+        lines.append([*trial, f"{mine[0]['minutes']:.1f}", *cells])
+    columns = ["dataset", "trial", "minutes", "own", "FID, class", "CAS", "FID, none"]
+    text += f"""
+## What each ingredient of stage 2 is worth
+
+Samples of a class: share in their own class, FID, CAS; of none: FID. By the thesis' decoding and,
+behind /, by 20 passes, of a class with guidance 2.
+
+{markdown(columns, lines)}"""
+    write_text(results / "fast.md", text)
+
+
+def shown(value):
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def main():
@@ -209,12 +241,12 @@ def main():
             path = args.out / dataset.name / f"{args.kind}-{trial}.rows.json"
             if not path.exists():
                 fields = TRIALS[args.kind][trial]
-                changed = " ".join(f"{k}={v}" for k, v in fields.items())
-                rows = [dict(kind=args.kind, dataset=dataset.name, trial=trial, changed=changed) | row
-                        for row in KINDS[args.kind](dataset, args.out, trial, fields)]
-                data.write_atomic(path, lambda file: file.write(json.dumps(rows).encode()))
+                what = dict(kind=args.kind, dataset=dataset.name, trial=trial,
+                            changed=" ".join(f"{k}={v}" for k, v in fields.items()))
+                rows = [what | row for row in KINDS[args.kind](dataset, args.out, trial, fields)]
+                write_text(path, json.dumps(rows))
                 for row in rows:
-                    print(*(f"{v:.3g}" if isinstance(v, float) else v for v in row.values()), flush=True)
+                    print(*map(shown, row.values()), flush=True)
 
 
 if __name__ == "__main__":

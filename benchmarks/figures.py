@@ -1,5 +1,6 @@
-"""The figures of a run (thesis §6.1.2, §6.2.5), which evaluate.py asks for. Matplotlib is imported here alone, once something
-is drawn.
+"""The figures of a run (thesis §6.1.2, §6.2.5), which evaluate.py asks for.
+
+Matplotlib is imported here alone, once something is drawn.
 """
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def draw_figures(run_dir, dataset, model, test, generated, conditional, labels):
                 continue
             label, style = key, {}
             if key.startswith("val_"):           # thesis Figures 6.2, 6.11
-                label, style = f"{key[4:]} of the test split", dict(color="k", lw=2, marker="o", ms=3)
+                label = f"{key[4:]} of the test split"
+                style = dict(color="k", lw=2, marker="o", ms=3)
             axis.plot(*zip(*((r["step"], r[key]) for r in mine if key in r)), label=label, **style)
         axis.set(title=stage, xlabel="optimiser step", ylabel="loss", yscale="log")
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

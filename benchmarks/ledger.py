@@ -43,12 +43,12 @@ def tie(out, run_dir):
 
 def main():
     out, *run_dirs = sys.argv[1:]
-    print("# One stage 1, two priors\n\n| run | schedule | output | " + " | ".join(SHOWN) + " |")
-    print("|---" * (3 + len(SHOWN)) + "|")
-    known_schedules = tables.schedules()
+    columns = ["run", "schedule", "output", *SHOWN]
+    print("# One stage 1, two priors\n\n" + tables.markdown(columns, []), end="")
+    known = tables.schedules()
     for run_dir in run_dirs:
         run = "/".join(Path(run_dir).resolve().parts[-3:])
-        how = known_schedules.get(tables.settings(data.read_config(run_dir)), "")
+        how = known.get(tables.settings(data.read_config(run_dir)), "")
         separate = data.read_json(Path(run_dir) / "metrics.json")
         for output, m in (("separate", separate), ("tied", tie(out, run_dir))):
             cells = [run, how, output, *(f"{m[k]:.3f}" for k in SHOWN)]

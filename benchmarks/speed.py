@@ -1,13 +1,14 @@
 """How long a step takes, against the same model in plain PyTorch, and where the time goes.
 
-    python benchmarks/speed.py > results/speed.md            # 15 minutes on 2 CPU cores; nothing else may run
-    python benchmarks/speed.py --against DIR                 # a checkout of the first edition, in turn with this one
-    python benchmarks/speed.py --bands                       # one and two bands at the same length
-    python benchmarks/speed.py --priors                      # stage 2 and sampling by each preset
+    python benchmarks/speed.py > results/speed.md   # 15 minutes on 2 CPU cores, alone
+    python benchmarks/speed.py --against DIR        # a checkout of the first edition, in turn
+    python benchmarks/speed.py --bands              # one and two bands at the same length
+    python benchmarks/speed.py --priors             # stage 2 and sampling by each preset
 
-Each measurement runs in a process of its own (its peak memory is its own), times are medians of 20 steps after 3, and
-what is compared is compared within one run. `textbook`: one view at a time through the projector, D x D matrices in the
-losses, contiguous layout, AdamW unfused, glibc's own allocation, float32.
+Each measurement runs in a process of its own (its peak memory is its own), times are medians of 20
+steps after 3, and what is compared is compared within one run. `textbook`: one view at a time
+through the projector, D x D matrices in the losses, contiguous layout, AdamW unfused, glibc's own
+allocation, float32.
 """
 import argparse, json, os, resource, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -19,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae, prior
 from data import Config
 
-SHAPES = {"FordA": (128, 500, 32), "SonyAIBORobotSurface1": (20, 70, 8)}             # B, L, latent width
+SHAPES = {"FordA": (128, 500, 32), "SonyAIBORobotSurface1": (20, 70, 8)}  # B, L, latent width
 METHODS = ("naive", "barlow", "vibcreg")
-KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}             # as run.sh sets it
+PRECISIONS = ("float32", "bf16")
+KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}  # as run.sh sets it
 DEVICE = data.pick_device()
 
 
@@ -40,11 +42,12 @@ def seconds(f, repeats=20):
 def with_backward(f, *inputs):
     """A function that runs f and its backward pass; inputs that are floating get a gradient."""
     inputs = [x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
+    wanted = [x for x in inputs if x.requires_grad]
 
     def both():
         out = f(*inputs)
         out = out if isinstance(out, (tuple, list)) else [out]
-        torch.autograd.grad(sum(o.float().sum() for o in out), [x for x in inputs if x.requires_grad])
+        torch.autograd.grad(sum(o.float().sum() for o in out), wanted)
     return both
 
 
@@ -68,7 +71,8 @@ def textbook_vibcreg(z1, z2, similarity=25.0, variance=25.0, covariance=100.0):
         m = unit(z).T @ unit(z)
         off = m.masked_select(~torch.eye(len(m), dtype=torch.bool, device=m.device))
         return off.square().sum() / len(m) ** 2
-    return similarity * F.mse_loss(z1, z2) + variance * (v(z1) + v(z2)) + covariance * (c(z1) + c(z2))
+    return (similarity * F.mse_loss(z1, z2) + variance * (v(z1) + v(z2))
+            + covariance * (c(z1) + c(z2)))
 
 
 class Textbook(ncvqvae.NCVQVAE):
@@ -86,10 +90,11 @@ def series(B, L):
     return ((x - x.mean()) / x.std()).to(DEVICE)
 
 
-def measure_stage1(method, B, L, latent_width, precision="float32", variant="ours", residual_norm="encoder",
-                   bands=1):
+def measure_stage1(method, B, L, latent_width, precision="float32", variant="ours",
+                   residual_norm="encoder", bands=1):
     torch.manual_seed(0)
-    config = Config(method=method, augmentation="none" if method == "naive" else "slice", latent_width=latent_width,
+    augmentation = "none" if method == "naive" else "slice"
+    config = Config(method=method, augmentation=augmentation, latent_width=latent_width,
                     precision=precision, residual_norm=residual_norm, bands=bands)
     x, generator, ours = series(B, L), torch.Generator(DEVICE).manual_seed(0), variant == "ours"
     model = (ncvqvae.NCVQVAE if ours else Textbook)(config, L).to(DEVICE).train()
@@ -106,8 +111,10 @@ def measure_stage1(method, B, L, latent_width, precision="float32", variant="our
 
 def measure_stage2(B, sizes, precision="float32"):
     torch.manual_seed(0)
-    model = prior.Prior(Config(precision=precision), torch.randn(32 * len(sizes), 64), sizes, 2).to(DEVICE).train()
-    tokens = torch.cat([torch.randint(32 * k, 32 * (k + 1), (B, n), device=DEVICE) for k, n in enumerate(sizes)], 1)
+    codebook = torch.randn(32 * len(sizes), 64)
+    model = prior.Prior(Config(precision=precision), codebook, sizes, 2).to(DEVICE).train()
+    tokens = torch.cat([torch.randint(32 * k, 32 * (k + 1), (B, n), device=DEVICE)
+                        for k, n in enumerate(sizes)], 1)
     labels = torch.zeros(B, dtype=torch.int64, device=DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
@@ -128,16 +135,20 @@ def measure_prior(preset, n, L, precision="float32"):
     labels = torch.zeros(max(256, len(tokens)), dtype=torch.int64, device=DEVICE)
     with tempfile.TemporaryDirectory() as folder:
         training = ncvqvae.Training(folder, "stage2", model, config, "", n)
-        step = seconds(lambda: training.update(prior.band_losses(
-            model, tokens, [prior.mask_tokens(part) for part in tokens.split(stage1.sizes, 1)], labels[:len(tokens)])))
-    return dict(seconds=step, steps=training.total,
-                sampling=seconds(lambda: prior.sample(model, stage1, labels[:256], config=config), repeats=3))
+
+        def step():
+            masks = [prior.mask_tokens(part) for part in tokens.split(stage1.sizes, 1)]
+            training.update(prior.band_losses(model, tokens, masks, labels[:len(tokens)]))
+        per_step = seconds(step)
+    sampling = seconds(lambda: prior.sample(model, stage1, labels[:256], config=config), repeats=3)
+    return dict(seconds=per_step, steps=training.total, sampling=sampling)
 
 
 def measure_fcn(B, L, precision="float32"):
     torch.manual_seed(0)
     model = evaluate.FCN(4, precision).to(DEVICE, memory_format=torch.channels_last).train()
-    optimizer, x, y = torch.optim.AdamW(model.parameters(), fused=True), series(B, L), torch.arange(B, device=DEVICE) % 4
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    x, y = series(B, L), torch.arange(B, device=DEVICE) % 4
 
     def step():
         optimizer.zero_grad()
@@ -148,8 +159,10 @@ def measure_fcn(B, L, precision="float32"):
 
 def measure_parts(method, B, L, latent_width, precision="float32"):
     """Seconds of each part of a stage-1 step, alone, forward and backward, all views counted."""
-    config = Config(method=method, augmentation="slice", latent_width=latent_width, precision=precision)
-    model, x = ncvqvae.NCVQVAE(config, L).to(DEVICE, memory_format=torch.channels_last).train(), series(B, L)
+    config = Config(method=method, augmentation="slice", latent_width=latent_width,
+                    precision=precision)
+    model = ncvqvae.NCVQVAE(config, L).to(DEVICE, memory_format=torch.channels_last).train()
+    x = series(B, L)
     band, (u, z) = model.bands[0], model.encode(x)
     p1, p2 = (torch.randn(B, config.projector_dim, device=DEVICE) for _ in range(2))
     loss = ncvqvae.barlow_twins_loss if method == "barlow" else ncvqvae.vibcreg_loss
@@ -170,16 +183,31 @@ def measure_parts(method, B, L, latent_width, precision="float32"):
         "SSL loss": seconds(with_backward(loss, p1, p2))})
 
 
+def peak_gb():
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def device_name():
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    with open("/proc/cpuinfo") as file:
+        return next((line.split(":")[1].strip() for line in file if "model name" in line), "CPU")
+
+
 MEASURES = {f.__name__.removeprefix("measure_"): f
             for f in (measure_stage1, measure_stage2, measure_prior, measure_fcn, measure_parts)}
 
 
 def run(kind, checkout=None, **arguments):
-    """measure_KIND(**arguments) in a process of its own, of this or another checkout; its row with peak_gb."""
+    """The row of measure_KIND(**arguments), with peak_gb, in a process of its own, of this or
+    another checkout."""
     file = Path(checkout) / "benchmarks" / "speed.py" if checkout else Path(__file__)
     env = {**os.environ, **({} if arguments.get("variant") == "textbook" else KEEP)}
-    done = subprocess.run([sys.executable, str(file), "--one", kind, json.dumps(arguments)], env=env, text=True,
-                          capture_output=True)
+    done = subprocess.run([sys.executable, str(file), "--one", kind, json.dumps(arguments)],
+                          env=env, text=True, capture_output=True)
     data.refuse(done.returncode, f"{kind} {arguments}: {done.stderr[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -210,30 +238,36 @@ def report():
             " / ".join(f"{r['peak_gb']:.2f}" for r in (textbook, *ours))])
     table(["shape, method", "textbook ms", "float32 ms", "bf16 ms", "peak GB"], rows)
     print("### Steps of stage 2 and of the classifier, ms\n")
-    table(["step", "float32", "bf16"], [[f"{kind} {spec}", *(f"{run(kind, precision=p, **spec)['seconds'] * 1e3:.0f}"
-                                                            for p in ("float32", "bf16"))]
-                                        for kind, spec in (("stage2", dict(B=256, sizes=[40])), ("stage2", dict(B=256, sizes=[75])),
-                                                           ("fcn", dict(B=256, L=128)))])
+    rows = []
+    for kind, spec in (("stage2", dict(B=256, sizes=[40])), ("stage2", dict(B=256, sizes=[75])),
+                       ("fcn", dict(B=256, L=128))):
+        times = [run(kind, precision=p, **spec)["seconds"] for p in PRECISIONS]
+        rows.append([f"{kind} {spec}", *(f"{t * 1e3:.0f}" for t in times)])
+    table(["step", *PRECISIONS], rows)
     print("### Parts of a vibcreg step of FordA's shape, alone, forward and backward, ms\n")
     B, L, latent_width = SHAPES["FordA"]
-    parts = [run("parts", method="vibcreg", B=B, L=L, latent_width=latent_width, precision=p)["parts"] for p in ("float32", "bf16")]
-    table(["part", "float32", "bf16"], [[name, *(f"{p[name] * 1e3:.1f}" for p in parts)] for name in parts[0]])
+    spec = dict(method="vibcreg", B=B, L=L, latent_width=latent_width)
+    parts = [run("parts", precision=p, **spec)["parts"] for p in PRECISIONS]
+    table(["part", *PRECISIONS],
+          [[name, *(f"{p[name] * 1e3:.1f}" for p in parts)] for name in parts[0]])
 
 
 def bands():
-    """Steps a second and peak memory of one band and of two, batch 128 in stage 1, 64 in stage 2."""
+    """Steps a second and peak memory of one band and of two, batch 128 in stage 1, 64 after."""
     print("### One band and two: steps a second (peak GB), bf16\n")
     rows = []
     for L in (128, 512):
         for method in ("naive", "vibcreg"):
-            found = [run("stage1", method=method, B=128, L=L, latent_width=8, precision="bf16", bands=n) for n in (1, 2)]
+            spec = dict(method=method, B=128, L=L, latent_width=8, precision="bf16")
+            found = [run("stage1", bands=n, **spec) for n in (1, 2)]
             rows.append([f"stage 1, {method}, length {L}", *found])
         sizes = [ncvqvae.NCVQVAE(Config(bands=n), L, with_projector=False).sizes for n in (1, 2)]
         found = [run("stage2", B=64, sizes=s, precision="bf16") for s in sizes]
-        rows.append([f"stage 2, length {L}, {' and '.join(str(sum(s)) for s in sizes)} tokens", *found])
+        tokens = " and ".join(str(sum(s)) for s in sizes)
+        rows.append([f"stage 2, length {L}, {tokens} tokens", *found])
     table(["step", "one band", "two bands", "two / one"], [
-        [name, *(f"{1 / r['seconds']:.2f} ({r['peak_gb']:.2f})" for r in (one, two)), f"{one['seconds'] / two['seconds']:.2f}"]
-        for name, one, two in rows])
+        [name, *(f"{1 / r['seconds']:.2f} ({r['peak_gb']:.2f})" for r in (one, two)),
+         f"{one['seconds'] / two['seconds']:.2f}"] for name, one, two in rows])
 
 
 def priors():
@@ -242,25 +276,31 @@ def priors():
     rows = []
     for preset in ("thesis", "fast", "best"):
         r = run("prior", preset=preset, n=3601, L=500, precision="bf16")
-        rows.append([preset, f"{r['seconds'] * 1e3:.0f}", r["steps"], f"{r['seconds'] * r['steps'] / 60:.1f}", f"{r['sampling']:.1f}",
+        rows.append([preset, f"{r['seconds'] * 1e3:.0f}", r["steps"],
+                     f"{r['seconds'] * r['steps'] / 60:.1f}", f"{r['sampling']:.1f}",
                      f"{r['peak_gb']:.2f}"])
-    table(["preset", "ms a step", "steps", "minutes", "256 samples of a class, seconds", "peak GB"], rows)
+    table(["preset", "ms a step", "steps", "minutes", "256 samples of a class, seconds", "peak GB"],
+          rows)
 
 
 def against(checkout):
-    """The first edition's stage-1 steps and ours in turn, both without BatchNorm in residual blocks, as that one had none."""
-    print("### A stage-1 step of the first edition and of this one, in turn, no BatchNorm in residual blocks\n")
+    """The first edition's stage-1 steps and ours, both without BatchNorm in residual blocks, as
+    that one had none."""
+    print("### A stage-1 step of the first edition and of this one, in turn, no BatchNorm in "
+          "residual blocks\n")
     rows = []
     for name, spec in specs():
-        for precision in ("float32", "bf16"):
+        for precision in PRECISIONS:
             times = []
             for _ in range(2 if spec["B"] > 100 else 5):
-                times.append([run("stage1", checkout, precision=precision, **spec)["seconds"],
-                              run("stage1", precision=precision, residual_norm="none", **spec)["seconds"]])
+                theirs = run("stage1", checkout, precision=precision, **spec)
+                ours = run("stage1", precision=precision, residual_norm="none", **spec)
+                times.append([theirs["seconds"], ours["seconds"]])
             before, after = (statistics.median(t) for t in zip(*times))
-            rows.append([name, precision, f"{before * 1e3:.1f}", f"{after * 1e3:.1f}", f"{after / before:.3f}",
-                         ", ".join(f"{b / a:.3f}" for a, b in times)])
-    table(["shape, method", "precision", "before ms", "after ms", "after / before", "each round"], rows)
+            rows.append([name, precision, f"{before * 1e3:.1f}", f"{after * 1e3:.1f}",
+                         f"{after / before:.3f}", ", ".join(f"{b / a:.3f}" for a, b in times)])
+    table(["shape, method", "precision", "before ms", "after ms", "after / before", "each round"],
+          rows)
 
 
 def main():
@@ -272,12 +312,10 @@ def main():
     args = parser.parse_args()
     if args.one:
         row = MEASURES[args.one[0]](**json.loads(args.one[1]))
-        row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9 if DEVICE.type == "cuda" \
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        row["peak_gb"] = peak_gb()
         return print(json.dumps(row))
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "CPU")
-    print(f"{torch.get_num_threads()} threads of {device}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}.\n")
+    print(f"{torch.get_num_threads()} threads of {device_name()}, torch {torch.__version__}, "
+          f"{time.strftime('%Y-%m-%d')}.\n")
     if args.against:
         against(args.against)
     else:
