@@ -282,7 +282,8 @@ def one_table(number, title, kind, metrics, rows):
         for model in MODELS:
             ours = {r["seed"]: r for r in rows
                     if (r["dataset"], r["method"], r["augmentation"]) == (name, *model)}
-            lines[-1].append("<br>".join(table_cell(ours, kind, name, model, k) for k in metrics))
+            cell = [table_cell(ours, kind, name, model, k) for k in metrics]
+            lines[-1].append("<br>".join(cell if ours else dict.fromkeys(cell)))
     return (f"### Table {number}: {title} ({', '.join(metrics)})\n\n"
             + markdown(["dataset", *map(" ".join, MODELS)], lines) + "\n")
 
