@@ -1,6 +1,6 @@
 """The thesis' figures across runs: published values hollow, every seed of ours filled.
 
-    python benchmarks/across.py results/    # figures/*.png there, from runs.csv and logs/ there
+    python benchmarks/across.py results/  # figures/*.png there, from runs.csv and logs/ there
 
 A dataset is shown under the one schedule that most of its models ran by.
 """

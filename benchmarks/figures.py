@@ -36,7 +36,7 @@ def draw_figures(run_dir, dataset, model, test, generated, conditional, labels):
         write_atomic(folder / f"{name}.png", lambda file: figure.savefig(file, format="png"))
         plt.close(figure)
 
-    def some(n, most):                           # a seeded choice of rows
+    def some(n, most):  # a seeded choice of rows
         return np.random.default_rng(0).permutation(n)[:most]
 
     figure, axes = plt.subplots(2, 3, figsize=(10, 4), sharex=True)
@@ -47,7 +47,7 @@ def draw_figures(run_dir, dataset, model, test, generated, conditional, labels):
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", ncol=2)
     save(figure, "reconstructions", "Reconstructions")
 
-    rows = some(len(x_test), 1000)               # thesis Figures 6.4 to 6.6
+    rows = some(len(x_test), 1000)  # thesis Figures 6.4 to 6.6
     z, y = test["pooled"].numpy()[rows], None if y_test is None else y_test.numpy()[rows]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
     for axis, name, points in zip(axes, ("PCA", "t-SNE"), (pca(z), tsne(z))):
@@ -66,7 +66,7 @@ def draw_figures(run_dir, dataset, model, test, generated, conditional, labels):
             if key in ("stage", "step", "epoch"):
                 continue
             label, style = key, {}
-            if key.startswith("val_"):           # thesis Figures 6.2, 6.11
+            if key.startswith("val_"):  # thesis Figures 6.2, 6.11
                 label = f"{key[4:]} of the test split"
                 style = dict(color="k", lw=2, marker="o", ms=3)
             axis.plot(*zip(*((r["step"], r[key]) for r in mine if key in r)), label=label, **style)
@@ -112,7 +112,7 @@ def pca(z, fitted_on=None):
 
 def tsne(z):
     """t-SNE of z (n, D), NumPy -> (n, 2)."""
-    start = "pca" if np.ptp(z, axis=0).max() > 0 else "random"           # all alike: no direction
+    start = "pca" if np.ptp(z, axis=0).max() > 0 else "random"  # all alike: no direction
     return TSNE(perplexity=min(30, (len(z) - 1) / 3), init=start, random_state=0).fit_transform(z)
 
 def scatter_classes(axis, points, y, classes):
