@@ -430,7 +430,10 @@ def test_encoder_and_decoder_shapes(length, width, n, frames):
 
 def published(u, state, n, frames=None, norm=True):
     """Encoder (frames None) or decoder of the published program in eval mode, layer by layer, with
-    the weights of a state dict in order. norm: BatchNorm between a residual block's convolutions."""
+    the weights of a state dict in order.
+
+    norm: BatchNorm between a residual block's two convolutions.
+    """
     values = iter([v for k, v in state.items() if not k.endswith("num_batches_tracked")])
 
     def conv(x, transposed=False, **options):

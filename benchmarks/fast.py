@@ -1,11 +1,11 @@
 """How the presets `fast` and `best` are chosen: trials scored on a held-out fifth of a train split.
 
-    python benchmarks/fast.py stage1 runs/fast TwoPatterns  # its probes and reconstructions
-    python benchmarks/fast.py stage2 runs/fast TwoPatterns  # priors on the first, their samples
-    python benchmarks/fast.py decoding runs/fast TwoPatterns  # one prior, many ways to sample it
+    python benchmarks/fast.py stage1 runs/fast TwoPatterns      # its probes and reconstructions
+    python benchmarks/fast.py stage2 runs/fast TwoPatterns      # priors on the first, their samples
+    python benchmarks/fast.py decoding runs/fast TwoPatterns    # one prior, many ways to sample it
     python benchmarks/fast.py classifier runs/fast TwoPatterns  # the FCN's accuracy
-    python benchmarks/fast.py cas runs/fast TwoPatterns  # CAS by the length of its training
-    python benchmarks/fast.py table runs/fast results/  # fast.csv, every trial, and fast.md
+    python benchmarks/fast.py cas runs/fast TwoPatterns         # CAS by the length of its training
+    python benchmarks/fast.py table runs/fast results/          # fast.csv, every trial, and fast.md
 
 A trial is the fast preset with some fields changed, in bf16; TRIALS has them all, those that failed
 too. The test split is never read for a choice. Finished trials are skipped, so processes may share

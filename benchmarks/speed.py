@@ -1,9 +1,9 @@
 """How long a step takes, against the same model in plain PyTorch, and where the time goes.
 
     python benchmarks/speed.py > results/speed.md  # 15 minutes on 2 CPU cores, alone
-    python benchmarks/speed.py --against DIR  # a checkout of the first edition, in turn
-    python benchmarks/speed.py --bands  # one and two bands at the same length
-    python benchmarks/speed.py --priors  # stage 2 and sampling by each preset
+    python benchmarks/speed.py --against DIR       # a checkout of the first edition, in turn
+    python benchmarks/speed.py --bands             # one and two bands at the same length
+    python benchmarks/speed.py --priors            # stage 2 and sampling by each preset
 
 Each measurement runs in a process of its own (its peak memory is its own), times are medians of 20
 steps after 3, and what is compared is compared within one run. `textbook`: one view at a time
