@@ -518,6 +518,8 @@ def agreements(compared):
     return markdown(["metric", "within noise", "better", "worse", "which are worse"], lines)
 
 
+# ---- Runs beside others that differ in one thing ----
+
 SCORES = ("recon", "knn", "svm", "fid", "fid_recon", "fid_floor", "is", "is_real", "cas")
 LATER = (*SCORES[3:], "seconds_stage2", "seconds_evaluate")
 
@@ -553,52 +555,6 @@ def beside(cells, one, other):
             if any(published):
                 lines.append([*who, "published", "four", *(value(v, v) for v in published)])
     return markdown(["dataset", "model", "schedule", "seeds", *columns], lines)
-
-
-# ---- The ablation ----
-
-SWEEPS = {"zeta": (0.05, 0.1, 0.15, 0.2), "eta": (0.5, 1.0, 2.0)}
-THESIS = {name: getattr(Config, name) for name in SWEEPS}
-
-
-def ablation_cells(rows):
-    """{(dataset, method, augmentation, other settings): {(name, weight): {seed: row}}}.
-
-    A run at the thesis' weights is in both sweeps.
-    """
-    found = {}
-    for row in filter(is_whole, rows):
-        changed = dict(setting.split("=") for setting in row["stage1_settings"].split())
-        weights = THESIS | {k: float(changed.pop(k)) for k in SWEEPS if k in changed}
-        others = " ".join(map("=".join, changed.items()))
-        who = row["dataset"], row["method"], row["augmentation"], others
-        for name in SWEEPS:
-            if all(weights[k] == THESIS[k] for k in SWEEPS if k != name):
-                model = found.setdefault(who, {})
-                model.setdefault((name, weights[name]), {})[row["seed"]] = row
-    return dict(sorted(found.items()))
-
-
-def ablation(found):
-    """ablation.md: thesis section 6.3, and the factor on eta."""
-    text = ("# The weights of eq. 4.5\n\nMean over seeds (n), the thesis' weight in bold. The "
-            f"difference from it: {NOISE}\n\n")
-    for name, weights in SWEEPS.items():
-        lines = []
-        for (dataset, method, augmentation, others), model in found.items():
-            swept = any(n == name and weight != THESIS[n] for n, weight in model)
-            for metric in ("recon", "knn", "svm") if swept else ():
-                lines.append([dataset, f"{method}-{augmentation}", others, metric])
-                base, m = mean(model.get((name, THESIS[name]), {}), metric)
-                for weight in weights:
-                    value, n = mean(model.get((name, weight), {}), metric)
-                    std = pooled_std(dataset, metric)
-                    mark = star(value - base, n, m, std) if n and m else ""
-                    lines[-1].append(f"{value:.3f}{mark} ({n})" if n else "")
-        header = [f"**{w:g}**" if w == THESIS[name] else f"{w:g}" for w in weights]
-        columns = ["dataset", "model", "stage 1", "metric", *header]
-        text += f"## {name}\n\n{markdown(columns, lines)}\n"
-    return text
 
 
 # What a run has, against one that has not; the column that says so, and how.
@@ -659,6 +615,52 @@ hang on their classifiers, which `thesis` trains longer. {published_cas()}
 ## `best` against `fast`
 
 {beside(cells, "fast, bf16", "best, bf16")}"""
+
+
+# ---- The ablation ----
+
+SWEEPS = {"zeta": (0.05, 0.1, 0.15, 0.2), "eta": (0.5, 1.0, 2.0)}
+THESIS = {name: getattr(Config, name) for name in SWEEPS}
+
+
+def ablation_cells(rows):
+    """{(dataset, method, augmentation, other settings): {(name, weight): {seed: row}}}.
+
+    A run at the thesis' weights is in both sweeps.
+    """
+    found = {}
+    for row in filter(is_whole, rows):
+        changed = dict(setting.split("=") for setting in row["stage1_settings"].split())
+        weights = THESIS | {k: float(changed.pop(k)) for k in SWEEPS if k in changed}
+        others = " ".join(map("=".join, changed.items()))
+        who = row["dataset"], row["method"], row["augmentation"], others
+        for name in SWEEPS:
+            if all(weights[k] == THESIS[k] for k in SWEEPS if k != name):
+                model = found.setdefault(who, {})
+                model.setdefault((name, weights[name]), {})[row["seed"]] = row
+    return dict(sorted(found.items()))
+
+
+def ablation(found):
+    """ablation.md: thesis section 6.3, and the factor on eta."""
+    text = ("# The weights of eq. 4.5\n\nMean over seeds (n), the thesis' weight in bold. The "
+            f"difference from it: {NOISE}\n\n")
+    for name, weights in SWEEPS.items():
+        lines = []
+        for (dataset, method, augmentation, others), model in found.items():
+            swept = any(n == name and weight != THESIS[n] for n, weight in model)
+            for metric in ("recon", "knn", "svm") if swept else ():
+                lines.append([dataset, f"{method}-{augmentation}", others, metric])
+                base, m = mean(model.get((name, THESIS[name]), {}), metric)
+                for weight in weights:
+                    value, n = mean(model.get((name, weight), {}), metric)
+                    std = pooled_std(dataset, metric)
+                    mark = star(value - base, n, m, std) if n and m else ""
+                    lines[-1].append(f"{value:.3f}{mark} ({n})" if n else "")
+        header = [f"**{w:g}**" if w == THESIS[name] else f"{w:g}" for w in weights]
+        columns = ["dataset", "model", "stage 1", "metric", *header]
+        text += f"## {name}\n\n{markdown(columns, lines)}\n"
+    return text
 
 
 # ---- From checkpoints: probes in train mode, and where samples lose ----
