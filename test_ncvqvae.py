@@ -1256,16 +1256,16 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys):
                          augmentation="slice", seed=3, stage1_steps=8, stage2_steps=8, fcn_epochs=3,
                          cas_epochs=2, decode_steps=4, choice_temperature=2.0, guidance=1.5)
     with np.load(config.dataset) as f:  # other shares of the classes in the test split
-        np.savez(config.dataset, **{**f,
-                                    "y_test": np.where(np.arange(200) < 90, "down", f["y_test"])})
+        words = np.where(np.arange(200) < 90, "down", f["y_test"])
+        np.savez(config.dataset, **{**f, "y_test": words})
     ncvqvae.train_stage1(run, config)
     prior.train_stage2(run)
     second, asked, sample = data.load_checkpoint(run / "stage2.pt"), [], prior.sample
     monkeypatch.setattr(evaluate, "sample", lambda p, m, labels, *rest: asked.append(labels)
                         or sample(p, m, labels, *rest))
     m = evaluate.evaluate_run(run)
-    # 3: no class
-    assert asked[0].tolist() == [3] * 256 and asked[1].tolist() == [0] * 250 + [1] * 250 + [2] * 500
+    assert asked[0].tolist() == [3] * 256  # 3: no class
+    assert asked[1].tolist() == [0] * 250 + [1] * 250 + [2] * 500
     with np.load(tmp_path / "own.npz") as f:
         raw, words = ({s: f[f"{letter}_{s}"] for s in ("train", "test")} for letter in "Xy")
     mean, std, names = raw["train"].mean(), raw["train"].std(), ["down", "flat", "up"]
@@ -1280,16 +1280,16 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys):
     for split in x:
         u = ncvqvae.stft(x[split], 8)
         z = band.encoder(u)
-        # (n, N)
-        tokens = torch.cdist(z.flatten(2).transpose(1, 2), band.quantizer.codebook[None]).argmin(-1)
+        distance = torch.cdist(z.flatten(2).transpose(1, 2), band.quantizer.codebook[None])
+        tokens = distance.argmin(-1)  # (n, N)
         z_q = band.quantizer.codebook[tokens]  # (n, N, D)
         pooled[split] = z_q.mean(1).detach().numpy()
     u_hat = band.decoder(z_q.transpose(1, 2).unflatten(2, z.shape[2:]), u.shape[3])
     x_hat = ncvqvae.istft(u_hat, 8, 31).detach()
     errors = ((x_hat - x["test"]) ** 2).mean(1), ((u_hat - u) ** 2).mean((1, 2, 3)).detach()
     expected = dict(recon_time=errors[0].mean(), recon_timefreq=errors[1].mean(),
-                    recon=sum(errors).mean(),
-                    recon_last_batch=sum(errors)[128:].mean(), codes_used=len(tokens.unique()))
+                    recon=sum(errors).mean(), recon_last_batch=sum(errors)[128:].mean(),
+                    codes_used=len(tokens.unique()))
     share = torch.bincount(tokens.flatten()).double() / tokens.numel()
     expected["perplexity"] = math.exp(-sum(v * math.log(v) for v in share.tolist() if v))
     low, high = pooled["train"].min(0), pooled["train"].max(0)
