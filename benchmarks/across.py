@@ -43,9 +43,9 @@ def name_models(figure, models=MODELS, published=True):
     figure.legend(handles=handles, loc="lower center", ncol=min(5, len(handles)))
 
 
-def title(cell, models):
-    """Dataset, schedule, and how many seeds its models have."""
-    seeds = sorted({len(runs) for runs in models.values()})
+def title(cell, models, metric):
+    """Dataset, schedule, and of how many seeds its models have the metric."""
+    seeds = sorted(tables.mean(runs, metric)[1] for runs in models.values())
     return "{}\n{}, n {}".format(*cell, "–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))))
 
 
@@ -67,7 +67,7 @@ def scores(cells, metrics):
         scale = "log" if metric in tables.LOWER_IS_BETTER else "linear"
         axis.set(ylabel=LABELS[metric], yscale=scale, xticks=range(len(cells)))
         axis.grid(axis="y", lw=0.3)
-    names = [title(*cell).replace("Robot", "-\nRobot") for cell in cells.items()]
+    names = [title(*cell, metrics[-1]).replace("Robot", "-\nRobot") for cell in cells.items()]
     axes[-1, 0].set_xticklabels(names, fontsize=7)
     name_models(figure)
     return figure
@@ -88,7 +88,7 @@ def gains(cells):
                 axis.plot(others, y, ls="", ms=6, color="C0", marker="s", **filled)
         axis.set(xlabel=LABELS[metric], yticks=range(0, -len(cells), -1))
         axis.grid(axis="x", lw=0.3)
-    axes[0].set_yticklabels([title(*cell) for cell in cells.items()], fontsize=7)
+    axes[0].set_yticklabels([title(*cell, "svm") for cell in cells.items()], fontsize=7)
     for who, style in (("naive", look(NAIVE)), ("non-contrastive", dict(color="C0", marker="s"))):
         axes[0].plot([], [], ls="", label=f"{who}, ours", **style)
         axes[0].plot([], [], ls="", label=f"{who}, published", mfc="w", **style)
@@ -144,6 +144,7 @@ def against(cells, x_of, x_label, y, published=True):
             ends = np.array([a.min(), a.max()])
             axis.plot(ends, np.polyval(np.polyfit(a, b, 1), ends), color="0.6", lw=1)
         axis.set(title=f"{name}, {how}", xlabel=LABELS[x_label], ylabel=LABELS[y])
+        axis.locator_params(axis="x", nbins=5)
     drawn = {model for points in found.values() for _, _, model in points}
     name_models(figure, [m for m in MODELS if published or m in drawn], published)
     return figure
