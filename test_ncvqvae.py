@@ -104,8 +104,8 @@ BAD_FILES = {
     "one class": ([("1", LONG), ("1", LONG)], [("1", LONG)] * 2,
                   r"series 1 has label 1; should be one of at least 2"),
     "one series": (ROWS, ROWS[:1], r"3 train series of 9, 1 test series"),
-    "short": ([("1", LONG[:7]), ("2", LONG[:7])],) * 2
-    + (r"2 test series of 7 values; need 2 of 8",),
+    "short": (*[[("1", LONG[:7]), ("2", LONG[:7])]] * 2,
+              r"2 test series of 7 values; need 2 of 8"),
     "constant": ([("1", [0.1] * 9), ("2", [0.1] * 9)], ROWS,
                  r"mean 0.1, standard deviation .*: nothing"),
     "too large": ([("1", [1e200] * 9), ("2", [-1e200] * 9)], ROWS,

@@ -151,11 +151,12 @@ def against(cells, x_of, x_label, y, published=True):
 
 
 def final_ssl(results, row, method):
-    """The SSL loss that the log of a run of this method ends with; None for other methods."""
+    """The SSL loss that the log of a run of this method ends with; None for other methods and where
+    looks at the test split left no room for it in the thinned log."""
     if row["method"] != method:
         return None
     losses = [r["ssl"] for r in read_log(results, row) if "ssl" in r]
-    return statistics.median(losses[-10:])  # a last, small batch alone is no measure
+    return statistics.median(losses[-10:]) if losses else None  # a last, small batch is no measure
 
 
 def weights(found):

@@ -52,7 +52,7 @@ def main():
         separate = data.read_json(Path(run_dir) / "metrics.json")
         for output, m in (("separate", separate), ("tied", tie(out, run_dir))):
             cells = [run, how, output, *(f"{m[k]:.3f}" for k in SHOWN)]
-            print("| " + " | ".join(cells) + " |", flush=True)
+            print(tables.markdown_row(cells), flush=True)
 
 
 if __name__ == "__main__":

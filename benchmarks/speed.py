@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae, prior
+from benchmarks.tables import markdown
 from data import Config
 
 SHAPES = {"FordA": (128, 500, 32), "SonyAIBORobotSurface1": (20, 70, 8)}  # B, L, latent width
@@ -215,10 +216,7 @@ def run(kind, checkout=None, **arguments):
 # ---- The report ----
 
 def table(head, rows):
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
-    print()
+    print(markdown(head, [map(str, row) for row in rows]), flush=True)
 
 
 def specs():

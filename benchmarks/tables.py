@@ -197,8 +197,8 @@ def noise(cells, dataset, metric):
     """Std over seeds: the published models' pooled one; of FID and IS our own. None: unknown."""
     if metric not in BY_CLASSIFIER:
         return pooled_std(dataset, metric)
-    groups = [[row[metric] for row in runs.values() if row[metric] is not None]
-              for (name, _), models in cells.items() if name == dataset for runs in models.values()]
+    groups = [values_of(runs, metric) for (name, _), models in cells.items() if name == dataset
+              for runs in models.values()]
     variances = [statistics.variance(values) for values in groups if len(values) > 1]
     return statistics.mean(variances) ** 0.5 if variances else None
 
@@ -224,16 +224,25 @@ def agreement(mean, n, metric, published, std):
     return "better" if (difference < 0) == (metric in LOWER_IS_BETTER) else "worse"
 
 
+def values_of(runs, metric):
+    """The metric of those seeds {seed: row} that have it."""
+    return [row[metric] for row in runs.values() if row[metric] is not None]
+
+
 def mean(runs, metric):
     """Mean over the seeds {seed: row} that have the metric, and how many: (None, 0) if none has."""
-    values = [row[metric] for row in runs.values() if row[metric] is not None]
+    values = values_of(runs, metric)
     return (statistics.mean(values), len(values)) if values else (None, 0)
 
 
 def markdown(columns, rows):
     """A table as Markdown, from the names of its columns and its rows of text."""
-    lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
-    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:], ""])
+    lines = [markdown_row(columns), "|---" * len(columns) + "|", *map(markdown_row, rows)]
+    return "\n".join([*lines, ""])
+
+
+def markdown_row(cells):
+    return "| " + " | ".join(cells) + " |"
 
 
 # ---- Tables 6.1 to 6.7 ----
@@ -290,7 +299,7 @@ def one_table(number, title, kind, metrics, rows):
 
 def table_cell(runs, kind, name, model, metric):
     """`0.157 ± 0.010 (n 2) [0.110 ± 0.019], worse`, or the best, which is not judged."""
-    values = [row[metric] for row in runs.values() if row[metric] is not None]
+    values = values_of(runs, metric)
     published, theirs = PUBLISHED.get((name, *model, metric)), ""
     if published:
         theirs = "[{mean:.3f} ± {std:.3f}]" if kind == "mean" else "[{best:.3f}]"
@@ -579,10 +588,12 @@ Means over the seeds that both have; nothing was published for two views. {publi
         found = {}  # schedule -> cells
         for row in rows:
             plain = row | {column: re.sub(words, "", row[column]).strip()}
+            if plain == row:
+                continue
             how = schedule(plain, known)
             ours = next((r for r in rows if all(r[k] == plain[k] for k in IDENTITY[:-1])
                          and plain["later_settings"] in (r["later_settings"], "none")), None)
-            if plain == row or not (ours and how):
+            if not (ours and how):
                 continue
             only_stage1 = row["later_settings"] == "none"
             for which, run in ((here, ours), (there, row)):
@@ -694,7 +705,7 @@ def command_probe(run_dirs):
         write_json(run_dir / "probe.json", moved)
         scores = read_json(run_dir / "metrics.json") | moved
         run = "/".join(run_dir.resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
-        print(f"| {run} | " + " | ".join(f"{scores[k]:.3f}" for k in shown) + " |", flush=True)
+        print(markdown_row([run, *(f"{scores[k]:.3f}" for k in shown)]), flush=True)
 
 
 def parts(run_dir):
@@ -745,7 +756,7 @@ classes: half the sum of their distances from the test split's, train / samples)
             shown = [f"{50 * abs(shares[i] - shares[1]).sum():.0f}" for i in (0, 2)]
         run = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
         how = known.get((row["stage1_settings"], row["later_settings"]), "")
-        print(f"| {run} | {how} | {' | '.join(scores)} | {' / '.join(shown)} |", flush=True)
+        print(markdown_row([run, how, *scores, " / ".join(shown)]), flush=True)
 
 
 def write_tables(out):

@@ -278,3 +278,8 @@ def test_every_figure_across_runs_is_drawn(tmp_path):
     assert drawn >= {"gains", "views", "recon", "probes", "samples", "training", "ssl_barlow",
                      "knn_ssl_vibcreg", "knn_is", "knn_fid", "costs"}
     assert across.final_ssl(tmp_path, rows[0], "vibcreg") is None
+    (tmp_path / "logs").unlink()
+    (tmp_path / "logs").mkdir()
+    looks = gzip.compress(b'{"stage": "stage1", "step": 1, "val_recon": 0.5}\n')
+    (tmp_path / "logs" / tables.log_name(rows[0])).write_bytes(looks)
+    assert across.final_ssl(tmp_path, rows[0], rows[0]["method"]) is None  # nothing but looks
