@@ -114,7 +114,7 @@ class Config:
     fcn_epochs: int = number(1000, 1)  # classifier behind FID and IS (ledger 15)
     fcn_steps: int = number(0, 0)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
-    cas_steps: int = number(0, 0)  # per class; 0: epochs decide
+    cas_steps: int = number(0, 0)  # 0: epochs decide
     fcn_batch: int = number(256, 2)  # both classifiers
     fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
@@ -487,6 +487,8 @@ def pick_device(precision="float32"):
 def run_command(main):
     """Run main(); what the user can mend becomes one line and exit code 1."""
     try:
+        refuse(not hasattr(torch.optim, "Muon"), f"torch {torch.__version__} is too old: 2.9 or "
+               "later is needed; pip install -r requirements.txt, or use run.sh, which does")
         main()
     except BrokenPipeError:  # our reader left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,15 +21,27 @@ refuse() { echo "run.sh: $1" >&2; exit "${2:-2}"; }
 
 # Python: what is there if it has the dependencies, else a .venv with them.
 python=${PYTHON:-python3}
-have() { "$1" -c 'import importlib.util as u, sys
-sys.exit(None in map(u.find_spec, "torch numpy sklearn pytest matplotlib".split()))' 2>/dev/null; }
-if ! have "$python"; then
-    if ! have "$here/.venv/bin/python"; then
-        echo "run.sh: installing requirements.txt into .venv" >&2
-        "$python" -m venv "$here/.venv"
-        "$here/.venv/bin/python" -m pip install --quiet -r "$here/requirements.txt"
-    fi
+lack() {  # the first thing that a python lacks; nothing where all is there
+    "$1" -c '
+import importlib.metadata, importlib.util, re
+for package in "torch", "numpy", "sklearn", "pytest", "matplotlib":
+    if importlib.util.find_spec(package) is None:
+        raise SystemExit(print("no", package))
+version = importlib.metadata.version("torch")
+if tuple(map(int, re.findall("[0-9]+", version)[:2])) < (2, 9):  # the first with Muon
+    print(f"torch {version}, older than 2.9")
+' 2>/dev/null || echo "no working $1"
+}
+lacks=$(lack "$python")
+if [ -n "$lacks" ]; then
     python=$here/.venv/bin/python
+    if [ -n "$(lack "$python")" ]; then
+        echo "run.sh: $lacks: installing requirements.txt into .venv" >&2
+        "${PYTHON:-python3}" -m venv "$here/.venv"
+        "$python" -m pip install --quiet -r "$here/requirements.txt"
+        lacks=$(lack "$python")
+        [ -z "$lacks" ] || refuse "$python: $lacks; remove $here/.venv and run it again" 1
+    fi
 fi
 case ${1:-} in
     test) tests="not slow"; if [ "${2:-}" = --slow ]; then tests="slow or not slow"; fi
