@@ -66,12 +66,21 @@ def _residual_blocks(width, kernel, norm):
     for _ in range(4):
         yield nn.Sequential(ResidualBlock(width, kernel, norm), nn.BatchNorm2d(width))
 
+class HalvingConv(nn.Conv2d):
+    """Convolution 3x4 that halves the frames: x (B, C, H, W) -> (B, D, H, W // 2). §5.1.1."""
+    def __init__(self, in_channels, width):
+        super().__init__(in_channels, width, kernel_size=(3, 4), stride=(1, 2))
+
+    def forward(self, x):
+        # NOTE: no column on the right of an odd W, where no output would read it: oneDNN's bf16
+        # kernel for AMX (torch 2.13) multiplies such a column with memory that nobody wrote.
+        right = 1 - x.shape[3] % 2
+        return super().forward(F.pad(x, (1, right, 1, 1), mode="replicate"))
+
 class Encoder(nn.Sequential):
     """u (B, 2, H, W) -> z (B, D, H, W / 2^n). §5.1.1, Figure 5.1."""
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=True):
-        def halve(a, b):  # the number of frames
-            return nn.Conv2d(a, b, (3, 4), (1, 2), 1, padding_mode="replicate")
-        down = [nn.Sequential(halve(channels, width), nn.BatchNorm2d(width),
+        down = [nn.Sequential(HalvingConv(channels, width), nn.BatchNorm2d(width),
                               nn.LeakyReLU(inplace=True)) for channels in [2] + (n - 1) * [width]]
         super().__init__(*down, *_residual_blocks(width, residual_kernel, residual_norm))
 
@@ -221,12 +230,21 @@ def pool(z):
     return torch.cat([z.mean((2, 3)), F.adaptive_max_pool2d(z, 1).flatten(1)], dim=1)
 
 class Band(nn.Module):
-    """Some frequency bins of u, with an encoder, a codebook and a decoder of their own."""
+    """A frequency band of u with an encoder, a codebook and a decoder of its own. Eq. 3.1, 3.2.
+
+    bins: first and last + 1 of the frequency bins that are the band's. Zero-padding the others, not
+    cutting them out, leaves the latent its full height: H * W' tokens, however few bins a band has.
+    """
     def __init__(self, config, length, bins, latent_width):
         super().__init__()
         n, norm = n_downsampling(length, latent_width), config.residual_norm
-        self.bins = slice(*bins)  # of the H
-        self.grid = bins[1] - bins[0], (length // (config.n_fft // 4) + 1) >> n  # H, W' of its z
+        H, frames = config.n_fft // 2 + 1, length // (config.n_fft // 4) + 1
+        self.grid = H, frames >> n  # H, W' of its z
+        refuse(frames >> n < 1, f"--n-fft {config.n_fft}: of {frames} frames of a series of length "
+               f"{length} none would be left; make it smaller or --latent-width larger")
+        mask = torch.zeros(H, 1)
+        mask[slice(*bins)] = 1
+        self.register_buffer("mask", mask, persistent=False)  # (H, 1) 1: a bin of the band
         # NOTE(ledger 20): BatchNorm in both in the text, in the program in the encoder alone.
         self.encoder = Encoder(n, config.width, config.residual_kernel, norm != "none")
         self.decoder = Decoder(n, config.width, config.residual_kernel, norm == "both")
@@ -240,8 +258,9 @@ class NCVQVAE(nn.Module):
     """
     def __init__(self, config, length, with_projector=True):
         super().__init__()
-        self.config, self.length, self.H = config, length, config.n_fft // 2 + 1
-        edges = [0, self.H] if config.bands == 1 else [0, 1, self.H]  # eq. 3.1, 3.2: bin 0 is low
+        self.config, self.length = config, length
+        H = config.n_fft // 2 + 1
+        edges = [0, H] if config.bands == 1 else [0, 1, H]  # bin 0 is the low band
         self.bands = nn.ModuleList([Band(config, length, bins, width) for bins, width in zip(
             zip(edges, edges[1:]), (config.latent_width, config.latent_width_high))])
         self.sizes = [math.prod(band.grid) for band in self.bands]  # tokens of each
@@ -257,7 +276,7 @@ class NCVQVAE(nn.Module):
         """x (B, L) -> u (B, 2, H, W) and [z (B, D, H, W')], float32."""
         u = stft(x, self.config.n_fft)
         with self._autocast(x):
-            z = [band.encoder(u[:, :, band.bins]) for band in self.bands]
+            z = [band.encoder(u * band.mask) for band in self.bands]  # eq. 3.1
         return u, [z_k.float() for z_k in z]
 
     def quantize(self, z):
@@ -270,8 +289,9 @@ class NCVQVAE(nn.Module):
         """[z] or [z_q] -> u^ (B, 2, H, W), x^ (B, L). The STFT is linear: one inverse for all."""
         frames = self.length // (self.config.n_fft // 4) + 1  # W of u
         with self._autocast(z[0]):
-            u = torch.cat([band.decoder(z_k, frames) for band, z_k in zip(self.bands, z)], dim=2)
-        u = u.float()  # once: both gradients meet in float32
+            parts = [band.decoder(z_k, frames) for band, z_k in zip(self.bands, z)]
+        # Each band decodes its own bins: the masks add up to one. float32, as both gradients meet.
+        u = sum(band.mask * part.float() for band, part in zip(self.bands, parts))  # eq. 3.2
         return u, istft(u, self.config.n_fft, self.length)
 
     def ssl_loss(self, *latents):
@@ -335,6 +355,9 @@ def gumbel(shape, generator, device):
     return -torch.log(-torch.log(uniform))
 
 # ---- Training: what all loops share ----
+GO_ON = ("The same command goes on from the last saved step; if it stops at the same step again, "
+         "try a smaller learning rate")
+
 class Training:
     """Iterates over index batches (B,); `update` makes a step of each. An interrupted run, even by
     kill -9, goes on from its resume file and ends bit for bit the same (on a CPU).
@@ -360,7 +383,7 @@ class Training:
         if muon:  # orthogonal steps, scaled to AdamW's: one learning rate serves both
             self.optimizers.append(torch.optim.Muon(groups[1], weight_decay=decay,
                                                     adjust_lr_fn="match_rms_adamw"))
-        self.n, self.batch, self.per_epoch = n, batch, math.ceil(n / batch) - (n % batch == 1)
+        self.n, self.batch, self.per_epoch = n, batch, batches_per_epoch(n, batch)
         self.total = getattr(config, f"{kind}_steps", 0) or epochs * self.per_epoch
         self.every = max(1, self.total // 200)  # about 200 logged steps
         self.step, self.order, self.last = 0, torch.zeros(0, dtype=torch.int64), "nothing"
@@ -405,7 +428,7 @@ class Training:
         values = {k: float(v) for k, v in values.items()}  # waits for the device
         text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         refuse(not all(map(math.isfinite, values.values())), f"{self.stage}: not finite at step "
-               f"{self.step}: {text}; before: {self.last}. Try a smaller learning rate")
+               f"{self.step}: {text}; before: {self.last}. {GO_ON}")
         self.last, epoch = f"step {self.step}: {text}", (self.step - 1) // self.per_epoch + 1
         record = dict(stage=self.stage, step=self.step, epoch=epoch, **values)
         with open(self.folder / "log.jsonl", "a") as file:
@@ -423,7 +446,7 @@ class Training:
 
     def _write(self, path, weights, **content):
         refuse(not finite(weights), f"{self.stage}: weights not finite at step {self.step}, "
-               "nothing is written. Try a smaller learning rate")
+               f"nothing is written. {GO_ON}")
         content |= dict(identity=self.identity, step=self.step, seconds=time.time() - self.started)
         write_atomic(path, lambda file: torch.save(content, file))
 
@@ -454,6 +477,10 @@ class Training:
                          **self.identity))
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomic(self.folder / "log.jsonl", lambda file: file.write(lines.encode()))
+
+def batches_per_epoch(n, batch):
+    """Batches of n series; a last one of a single series is dropped."""
+    return math.ceil(n / batch) - (n % batch == 1)
 
 def finite(weights):
     """Are a state dict's values finite?"""
