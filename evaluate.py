@@ -23,16 +23,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 
-from data import (Parser, add_flags, as_series, check_same, hold, load_dataset, make_config,
+from data import (Config, Parser, add_flags, as_series, check_same, hold, load_dataset, make_config,
                   pick_device, read_arrays, read_config, read_json, refuse, run_command, write_json)
-from ncvqvae import Training, encode_split, load_model, load_stage1
+from ncvqvae import Training, batches_per_epoch, encode_split, load_model, load_stage1
 from prior import load_stage2, prior_loss, sample, save_samples
 
-METRICS = ("recon", "knn", "svm", "codes_used", "prior_loss", "fid", "fid_recon", "fid_floor", "is",
-           "is_real", "cas", "nn_ratio",  # what `compare` shows
-           "recon_time", "recon_timefreq", "recon_last_batch", "perplexity", "fcn_accuracy",
-           "n_train", "n_test", "n_generated", "length", "n_classes", "seconds_stage1",
-           "seconds_stage2", "seconds_evaluate", "complete_data")
+# What `compare` shows, and all that metrics.json has.
+SHOWN = ("recon", "knn", "svm", "codes_used", "prior_loss", "fid", "fid_recon", "fid_floor", "is",
+         "is_real", "cas", "cas_real", "precision", "recall", "density", "coverage", "nn_ratio")
+METRICS = (*SHOWN, "recon_time", "recon_timefreq", "recon_last_batch", "perplexity",
+           "prior_loss_train", "nn_ratio_recon", "fcn_accuracy", "n_train", "n_test",
+           "n_generated", "length", "n_classes", "seconds_stage1", "seconds_stage2",
+           "seconds_evaluate", "complete_data")
 
 # ---- Stage 1: probes and codes (§6.1) ----
 def probe(z_train, y_train, z_test, y_test):
@@ -91,7 +93,10 @@ def train_fcn(x, y, n_classes, config, folder, name):
     return model.eval().requires_grad_(False), training
 
 def dataset_fcn(folder, dataset, config):
-    """The dataset's classifier from folder, trained where missing. Runs share it: others wait."""
+    """The dataset's classifier from folder, trained where missing. Runs share it: others wait.
+
+    Returns the FCN in eval mode, its file and the number of its steps.
+    """
     config, x, y = replace(config, seed=0), dataset.x_train, dataset.y_train
     what = json.dumps(config.behind("fcn") | {"sha256": dataset.sha256})
     name = f"fcn-{hashlib.sha256(what.encode()).hexdigest()[:8]}"  # of other settings: another
@@ -99,7 +104,8 @@ def dataset_fcn(folder, dataset, config):
     with hold(folder, wait=True):
         if not path.exists():
             train_fcn(x, y, n_classes, config, folder, name)[1].finish(path)
-    return load_model(path, "fcn", lambda c, _: FCN(n_classes, c.precision), config)[0]
+    fcn, checkpoint = load_model(path, "fcn", lambda c, _: FCN(n_classes, c.precision), config)
+    return fcn, path, checkpoint["step"]
 
 @torch.no_grad()
 def classify(fcn, x):
@@ -138,18 +144,52 @@ def inception_score(p, splits=10, seed=0):
         scores.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))  # the mean: p(y)
     return float(np.mean(scores))
 
+def cas_training(config, n):
+    """The settings of a classifier trained on n generated series: as many steps on any other n."""
+    steps = config.cas_steps or config.cas_epochs * batches_per_epoch(n, config.fcn_batch)
+    return replace(config, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
+
 def classification_accuracy_score(x, y, dataset, config, folder):
-    """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,)."""
-    config = replace(config, fcn_epochs=config.cas_epochs,
-                     fcn_steps=config.cas_steps * len(dataset.classes))
+    """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,).
+
+    None, with a warning, where y lacks a class of the data.
+    """
+    absent = [c for k, c in enumerate(dataset.classes) if not (y == k).any()]
+    if absent:
+        print(f"WARNING: class {', '.join(map(str, absent))} of {dataset.name} is not in y: no CAS",
+              file=sys.stderr)
+        return None
+    config = cas_training(config, len(x))
     fcn, training = train_fcn(x, y, len(dataset.classes), config, folder, "cas")  # from scratch
     training.resume.unlink(missing_ok=True)
     return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
 
+def precision_recall_density_coverage(real, fake, k=5):
+    """Are samples near the data, and how much of the data do they cover? Features (n, P) -> dict.
+
+    A ball around each row reaches to its k-th nearest of the same kind. precision: share of fake in
+    some real ball; recall: share of real in some fake ball (Kynkäänniemi et al. 2019). density:
+    real balls around a fake one over k; coverage: share of real balls that hold a fake one (Naeem
+    et al. 2020): neither hangs on one outlier's large ball. ValueError for under 2 rows.
+    """
+    real, fake = (torch.as_tensor(f, dtype=torch.float64) for f in (real, fake))
+    if min(len(real), len(fake)) < 2:
+        raise ValueError("precision_recall_density_coverage: a neighbour needs at least 2 rows")
+
+    def radii(f):  # (n) to the k-th neighbour; the nearest is the row itself
+        return torch.cdist(f, f).kthvalue(min(k, len(f) - 1) + 1, dim=1).values
+    distances = torch.cdist(real, fake)  # (n_real, n_fake)
+    in_real = distances <= radii(real)[:, None]
+    in_fake = distances <= radii(fake)
+    shares = dict(precision=in_real.any(0), recall=in_fake.any(1), coverage=in_real.any(1))
+    scores = {name: share.double().mean().item() for name, share in shares.items()}
+    return scores | dict(density=in_real.double().sum(0).mean().item() / k)
+
 def nearest_neighbour_ratio(generated, train, test):
     """Mean distance generated -> nearest train over that of test -> nearest train; all (n, L).
 
-    Under 1 hints at memorising (§6.4). None where every test series is a train series.
+    Under that of reconstructed test series it hints at memorising (§6.4): smooth series lie nearer
+    to others, new ones too. None where every test series is a train series.
     """
     def mean_nearest(a):  # no products: those lose small distances
         nearest = [torch.cdist(part, train, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
@@ -163,30 +203,56 @@ def class_proportions(y, total):
     return y.sort().values[torch.arange(total) * len(y) // total]
 
 def score_samples(generated, conditional, labels, dataset, config, folder, x_hat=None):
-    """Every sample metric, by its key in metrics.json, of standardised series.
+    """Every sample metric, by its key in metrics.json, of standardised series; the classifier's
+    file, steps and accuracy as `classifier`.
 
     generated (n, L) for FID and IS; conditional (n', L) for CAS where it has labels (n',); x_hat:
-    the reconstructed test split for fid_recon. folder: the run's, two below the dataset's.
+    the reconstructed test split, where samples are a run's. folder: the run's, two below the
+    dataset's.
     """
-    out = dict(nn_ratio=nearest_neighbour_ratio(generated, dataset.x_train, dataset.x_test))
-    if out["nn_ratio"] is not None and out["nn_ratio"] < 0.999:
-        print(f"WARNING: nn_ratio {out['nn_ratio']:.2f} < 1 hints at memorising (§6.4): samples "
-              "lie nearer to train series than test series do", file=sys.stderr)
+    out = memorising(generated, dataset, x_hat)
     if not dataset.classes:
         return out  # what is left needs a classifier
-    fcn = dataset_fcn(Path(folder).parent.parent, dataset, config)
+    n, n_train, n_test = len(generated), len(dataset.x_train), len(dataset.x_test)
+    if n < 256:  # as many as were published at the least
+        print(f"WARNING: {n} series are few: their FID is too high and their IS too low; compare "
+              "them with fid_floor and is_real, which are those of as many real series",
+              file=sys.stderr)
+    root = Path(folder).parent.parent
+    fcn, file, steps = dataset_fcn(root, dataset, config)
     (real, p_real), (fake, p_fake) = (classify(fcn, x)  # features (n, P), probabilities (n, K)
                                       for x in (dataset.x_test, generated))
-    # A train sample of the test split's size: the FID that a perfect model could reach.
-    n, m = len(dataset.x_train), len(dataset.x_test)
-    floor = dataset.x_train[np.random.default_rng(0).choice(n, m, replace=n < m)]
+    # The FID and the IS that a perfect model could reach: of as many real series.
+    some_train = np.random.default_rng(0).choice(n_train, n, replace=n_train < n)
+    floor, _ = classify(fcn, dataset.x_train[some_train])
+    some_test = np.random.default_rng(0).permutation(n_test)[:n] if n < n_test else slice(None)
     out |= {"fid": frechet_distance(fake, real), "is": inception_score(p_fake),
-            "fid_floor": frechet_distance(classify(fcn, floor)[0], real),
-            "is_real": inception_score(p_real), "fcn_accuracy": accuracy(p_real, dataset.y_test)}
+            "fid_floor": frechet_distance(floor, real),
+            "is_real": inception_score(p_real[some_test]),
+            "fcn_accuracy": accuracy(p_real, dataset.y_test)}
+    out |= precision_recall_density_coverage(real, fake)
+    out["classifier"] = dict(file=str(file), steps=steps, accuracy=out["fcn_accuracy"])
     if x_hat is not None:  # what stage 1 alone costs
         out["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
     if labels is not None:
         out["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
+        # What CAS could reach: the same training on the real train split.
+        ruler, *_ = dataset_fcn(root, dataset, cas_training(config, len(conditional)))
+        out["cas_real"] = accuracy(classify(ruler, dataset.x_test)[1], dataset.y_test)
+    return out
+
+def memorising(generated, dataset, x_hat=None):
+    """nn_ratio of samples, of reconstructed test series where they are there; a warning (§6.4)."""
+    def ratio(x):
+        return nearest_neighbour_ratio(x, dataset.x_train, dataset.x_test)
+    out = dict(nn_ratio=ratio(generated))
+    limit, who = 0.5, "half of what test series have"  # smoothing alone makes 0.76 to 0.95
+    if x_hat is not None:
+        limit = out["nn_ratio_recon"] = ratio(x_hat)
+        who = "reconstructions of test series"
+    if out["nn_ratio"] is not None and out["nn_ratio"] < 0.999 * limit:
+        print(f"WARNING: nn_ratio {out['nn_ratio']:.2f} < {limit:.2f}, {who}, hints at memorising "
+              "(§6.4): samples lie nearer to train series than new ones would", file=sys.stderr)
     return out
 
 # ---- A run ----
@@ -223,8 +289,11 @@ def evaluate_run(run_dir, config=None):
     if config.stages == 2:
         prior, _, second = load_stage2(run_dir, config, dataset)
         n, no_class = m["n_test"], prior.no_class
-        m |= dict(seconds_stage2=second["seconds"],
-                  prior_loss=prior_loss(prior, test["tokens"].to(device), y_test.to(device)))
+        # Train below test: the prior has begun to know its series by heart.
+        m["prior_loss_train"], m["prior_loss"] = (
+            prior_loss(prior, split["tokens"].to(device), y.to(device))
+            for split, y in ((train, dataset.y_train), (test, y_test)))
+        m["seconds_stage2"] = second["seconds"]
         # A generator each: neither set of samples hangs on the size of the other.
         draws = [torch.Generator(device).manual_seed(1000 * config.seed + i) for i in range(2)]
         generated = sample(prior, model, torch.full((max(n, 256),), no_class), draws[0], config)[:n]
@@ -235,11 +304,11 @@ def evaluate_run(run_dir, config=None):
         save_samples(run_dir / "samples.npz", dataset, labels, **kept)
         m |= score_samples(generated, conditional, labels, dataset, config, run_dir, test["x_hat"])
         m["n_generated"] = len(kept["X"])
-    from benchmarks.figures import draw_figures  # needs matplotlib, which nothing else does
-    draw_figures(run_dir, dataset, model, test, generated, conditional, labels)
     m |= dict(seconds_evaluate=time.time() - start, stages=config.stages,
               config=config.behind("metrics") | dict(sha256=dataset.sha256))
-    write_json(path, m)
+    write_json(path, m)  # before anything is drawn
+    from benchmarks.figures import draw_figures  # needs matplotlib, which nothing else does
+    draw_figures(run_dir, dataset, model, test, generated, conditional, labels)
     return m
 
 # ---- Commands ----
@@ -265,10 +334,10 @@ def command_samples(args):
 
 def compare(run_dirs):
     """Print one row a run: what `run.sh` ends with."""
-    print("| run | " + " | ".join(METRICS[:12]) + " | minutes |\n" + "|---" * 14 + "|")
+    print("| run | " + " | ".join(SHOWN) + " | minutes |\n" + "|---" * (len(SHOWN) + 2) + "|")
     for run_dir in run_dirs:
         m = read_json(Path(run_dir) / "metrics.json")
-        cells = ["" if m[k] is None else f"{m[k]:.4g}" for k in METRICS[:12]]
+        cells = ["" if m.get(k) is None else f"{m[k]:.4g}" for k in SHOWN]
         minutes = sum(m[f"seconds_{s}"] or 0 for s in ("stage1", "stage2", "evaluate")) / 60
         name = "/".join(Path(run_dir).resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
         print(f"| {name} | " + " | ".join(cells) + f" | {minutes:.1f} |")

@@ -428,6 +428,30 @@ def test_encoder_and_decoder_shapes(length, width, n, frames):
     assert ncvqvae.Decoder(n)(z, u.shape[3]).shape == u.shape
 
 
+def test_no_column_of_the_padded_series_is_left_without_an_output(monkeypatch):
+    """An unread column met memory that nobody wrote: NaN in bf16 on some processors."""
+    seen, conv2d = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, *a, **k: seen.append(x.shape[3]) or conv2d(x, *a, **k))
+    conv = ncvqvae.HalvingConv(2, 3).double()
+    for width in range(2, 600):
+        x = draw(1, 2, 5, width)
+        out = conv(x)
+        assert out.shape == (1, 3, 5, width // 2)
+        assert seen.pop() == 2 * (width // 2 - 1) + 4, width  # what strides of 2 of a width 4 read
+        if width < 20:  # the same as with a column on either side
+            padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+            expected = conv2d(padded, conv.weight, conv.bias, (1, 2))
+            torch.testing.assert_close(out, expected)
+            seen.clear()
+
+
+def test_a_series_of_which_no_frame_would_be_left_is_refused(tmp_path):
+    config = tiny_config(dataset=own_data(tmp_path), n_fft=28, latent_width=1)
+    with pytest.raises(InputError, match="--n-fft 28: of 5 frames .* none would be left"):
+        ncvqvae.train_stage1(tmp_path / "r", config)
+    assert not (tmp_path / "r").exists()
+
+
 def published(u, state, n, frames=None, norm=True):
     """Encoder (frames None) or decoder of the published program in eval mode, layer by layer, with
     the weights of a state dict in order.
@@ -659,26 +683,37 @@ def two_bands(**fields):
     return tiny_model(bands=2, latent_width=2, latent_width_high=16, **fields)
 
 
-def test_two_bands_are_the_rows_of_u():
-    """Eq. 3.1, 3.2: u without and with its low row; the halves, zero-padded and inverted, add up to
-    the series."""
+def test_two_bands_are_zero_padded_to_full_height(monkeypatch):
+    """Eq. 3.1, 3.2 by hand: u split into its low row and the others, the rest zero; each half has
+    an encoder, a codebook and a decoder; the halves, inverted apart, add up to the series."""
     model, x = two_bands().eval(), draw(5, 40, dtype=torch.float32)
     low, high = model.bands
+    assert low.mask.flatten().tolist() == [1, 0, 0, 0, 0]
+    assert high.mask.flatten().tolist() == [0, 1, 1, 1, 1]
     u, z = model.encode(x)
-    assert torch.equal(torch.cat([u[:, :, low.bins], u[:, :, high.bins]], 2), u)
-    assert u[:, :, low.bins].shape[2] == 1
-    torch.testing.assert_close(z[0], low.encoder(u[:, :, :1]))
-    torch.testing.assert_close(z[1], high.encoder(u[:, :, 1:]))
-    assert [tuple(z_k.shape[2:]) for z_k in z] == [low.grid, high.grid]
-    assert high.grid[1] > low.grid[1]
+    u_low, u_high = torch.zeros_like(u), u.clone()
+    u_low[:, :, 0], u_high[:, :, 0] = u[:, :, 0], 0
+    torch.testing.assert_close(z[0], low.encoder(u_low))
+    torch.testing.assert_close(z[1], high.encoder(u_high))
+    assert [tuple(z_k.shape[2:]) for z_k in z] == [low.grid, high.grid] == [(5, 2), (5, 10)]
+    assert model.sizes == [5 * 2, 5 * 10]  # tokens: 5 W' a band
+
+    other = u.clone()
+    other[:, :, 1:] += 1  # what is not of a band changes nothing in it
+    monkeypatch.setattr(ncvqvae, "stft", lambda x, n_fft: other)
+    assert torch.equal(model.encode(x)[1][0], z[0]) and not torch.equal(model.encode(x)[1][1], z[1])
+    monkeypatch.undo()
+
     z_q, tokens, commitment = model.quantize(z)
     u_hat, x_hat = model.decode(z_q)
     halves = torch.zeros(2, *u.shape)
-    halves[0, :, :, :1], halves[1, :, :, 1:] = low.decoder(z_q[0], 21), high.decoder(z_q[1], 21)
+    halves[0, :, :, 0] = low.decoder(z_q[0], 21)[:, :, 0]
+    halves[1, :, :, 1:] = high.decoder(z_q[1], 21)[:, :, 1:]
+    torch.testing.assert_close(u_hat, halves.sum(0))
     torch.testing.assert_close(x_hat, sum(ncvqvae.istft(half, 8, 40) for half in halves))
     torch.testing.assert_close(commitment, sum(F.mse_loss(a, b) for a, b in zip(z, z_q)))
-    _, terms, _ = model(x)
-    mine = ((u_hat - u)[:, :, :1].square().sum() + (u_hat - u)[:, :, 1:].square().sum()) / u.numel()
+    _, terms, _ = model(x)  # the two frequency terms of eq. 3.2
+    mine = ((u_low - halves[0]).square().sum() + (u_high - halves[1]).square().sum()) / u.numel()
     torch.testing.assert_close(terms["recon_freq"], mine.detach())
 
 
@@ -699,8 +734,8 @@ def test_tokens_and_series_are_each_others_inverse(bands):
 
 def test_the_projector_sees_both_bands():
     model = two_bands(method="barlow", augmentation="slice").train()
-    z, z_aug = ([draw(8, 16, 1, 5, seed=s, dtype=torch.float32),
-                 draw(8, 16, 4, 10, seed=s + 1, dtype=torch.float32)] for s in (0, 5))
+    z, z_aug = ([draw(8, 16, 5, 2, seed=s, dtype=torch.float32),
+                 draw(8, 16, 5, 10, seed=s + 1, dtype=torch.float32)] for s in (0, 5))
     both = [torch.cat([torch.cat([part.mean((2, 3)), part.amax((2, 3))], 1) for part in side], 1)
             for side in (z, z_aug)]
     assert both[0].shape == (8, 64)
@@ -1108,12 +1143,99 @@ def test_probe_scales_by_the_train_split_and_scores_the_test_split():
     assert evaluate.probe(z[:300], y[:300], z[300:], y[300:])[1] == expected != other
 
 
-def test_samples_that_are_train_series_are_said_to_hint_at_memorising(tmp_path, capsys):
+def test_samples_nearer_to_train_series_than_new_ones_hint_at_memorising(tmp_path, capsys):
     d = data.load_dataset(own_data(tmp_path, labels=False))
-    assert evaluate.score_samples(d.x_test, None, None, d, Config(), tmp_path) == {"nn_ratio": 1.0}
-    assert capsys.readouterr().err == ""
-    assert evaluate.score_samples(d.x_train, None, None, d, Config(), tmp_path) == {"nn_ratio": 0.0}
-    assert "nn_ratio 0.00 < 1 hints at memorising" in capsys.readouterr().err
+
+    def said(x, x_hat=None):
+        out = evaluate.score_samples(x, None, None, d, Config(), tmp_path, x_hat)
+        return out, capsys.readouterr().err
+    assert said(d.x_test) == ({"nn_ratio": 1.0}, "")
+    out, text = said(d.x_train)
+    assert out == {"nn_ratio": 0.0} and "nn_ratio 0.00 < 0.50, half of what test" in text
+    # smooth, as reconstructions are, and so nearer to others, but new
+    smooth = F.avg_pool1d(d.x_test[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
+    smoother = F.avg_pool1d(smooth[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
+    out, text = said(smooth, x_hat=smoother)
+    assert out["nn_ratio_recon"] < out["nn_ratio"] < 1 and text == ""
+    out, text = said(smoother, x_hat=smooth)
+    assert f"{out['nn_ratio_recon']:.2f}, reconstructions of test series, hints at mem" in text
+
+
+def test_precision_recall_density_and_coverage_against_loops():
+    """Kynkäänniemi et al. 2019, eq. 1, 2; Naeem et al. 2020, eq. 3, 4."""
+    real, fake = draw(30, 3), 0.7 * draw(20, 3, seed=1) + 0.4
+
+    def radius(f, i, k=5):
+        return sorted(float((f[i] - f[j]).norm()) for j in range(len(f)) if j != i)[k - 1]
+
+    def hits(centres, points):  # [i][j]: is point j in the ball of centre i
+        return [[float((c - p).norm()) <= radius(centres, i) for p in points]
+                for i, c in enumerate(centres)]
+    in_real, in_fake = hits(real, fake), hits(fake, real)
+    expected = dict(precision=np.mean([any(column) for column in zip(*in_real)]),
+                    recall=np.mean([any(column) for column in zip(*in_fake)]),
+                    density=sum(map(sum, in_real)) / (5 * 20),
+                    coverage=np.mean([any(row) for row in in_real]))
+    found = evaluate.precision_recall_density_coverage(real.numpy(), fake.numpy())
+    assert found == pytest.approx(expected) and len(set(expected.values())) == 4
+    far = evaluate.precision_recall_density_coverage(real, real + 100)
+    assert set(far.values()) == {0.0}
+    copies = evaluate.precision_recall_density_coverage(real, real[:1].repeat(20, 1))
+    assert copies["precision"] == 1 and copies["coverage"] < 0.3  # near the data, little of it
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        evaluate.precision_recall_density_coverage(real, fake[:1])
+
+
+def test_few_samples_are_judged_beside_as_few_real_ones(tmp_path, capsys):
+    """evaluate.py samples: floor and is_real of as many series; the classifier by its name; a
+    class that is not in y leaves no CAS."""
+    own = own_data(tmp_path, n_test=300)
+    d = data.load_dataset(own)
+    real = d.to_original(d.x_test)
+    flags = ("--dataset", own, "--fcn-steps", 5, "--cas-steps", 7, "--fcn-batch", 20)
+
+    def score(**arrays):
+        command(evaluate, "samples", npz(tmp_path / "peer.npz", **arrays), *flags)
+        said = capsys.readouterr()
+        return json.loads(said.out), said.err
+    os.environ["OUT"] = str(tmp_path / "runs")
+    try:
+        few, warned = score(X=real[:8], y=["up", "down"] * 4)
+        many, quiet = score(X=real)
+        whole, _ = score(X=real, y=np.array(d.classes)[d.y_test])
+    finally:
+        del os.environ["OUT"]
+    assert "8 series are few" in warned and "few" not in quiet
+    assert "class flat of own is not in y: no CAS" in warned and few["cas"] is None
+    assert whole["cas"] is not None and whole["cas_real"] == few["cas_real"]
+    fcn, file, steps = evaluate.dataset_fcn(
+        tmp_path / "runs/own", d, Config(fcn_steps=5, cas_steps=7, fcn_batch=20))
+    assert few["classifier"] == dict(file=str(file), steps=5, accuracy=few["fcn_accuracy"])
+    assert steps == 5
+    features, p = evaluate.classify(fcn, d.x_test)
+    chosen = np.random.default_rng(0).choice(24, 8, replace=False)
+    floor, _ = evaluate.classify(fcn, d.x_train[chosen])
+    assert few["fid_floor"] == pytest.approx(slow_fid(floor, features), rel=1e-4)
+    assert few["is_real"] == pytest.approx(evaluate.inception_score(
+        p[np.random.default_rng(0).permutation(300)[:8]]))
+    assert many["is_real"] == pytest.approx(slow_is(p)) and few["is_real"] < many["is_real"]
+    assert few["precision"] == 1 and few["coverage"] < many["coverage"] == 1
+
+
+def test_cas_of_real_series_has_the_training_of_cas(tmp_path):
+    """As many steps as on the samples, whatever the number of real series."""
+    d = data.load_dataset(own_data(tmp_path))
+    config = tiny_config(cas_epochs=2, fcn_batch=10, fcn_epochs=3)  # 2 epochs of 5 batches
+    x, labels = draw(50, 31, dtype=torch.float32), torch.arange(50) % 3
+    out = evaluate.score_samples(x, x, labels, d, config, tmp_path / "own/r/s")
+    again, training = evaluate.train_fcn(d.x_train, d.y_train, 3, Config(
+        seed=0, fcn_steps=10, fcn_batch=10), tmp_path, "again")
+    assert training.total == 10
+    p = evaluate.classify(again, d.x_test)[1]
+    assert out["cas_real"] == evaluate.accuracy(p, d.y_test)
+    steps = {data.load_checkpoint(p)["step"] for p in (tmp_path / "own").glob("fcn-*.pt")}
+    assert steps == {10, 9}  # 9: three epochs of three batches, the classifier behind FID
+    assert out["classifier"]["steps"] == 9
 
 
 def test_nearest_neighbour_ratio_and_code_usage():
@@ -1144,11 +1266,28 @@ def test_class_counts_add_up_to_what_was_asked(counts, total):
 def test_figures_of_a_collapsed_latent_space(tmp_path):
     x = draw(12, 20, dtype=torch.float32)
     y = torch.arange(12) % 2
-    own = data.Dataset("own", 20, 0.0, 1.0, [0, 1], True, "", x, y, x, y)
+    own = data.Dataset("own", 20, 0.0, 1.0, ["$0_$50", "_x_"], True, "", x, y, x, y)
     (tmp_path / "log.jsonl").write_text('{"stage": "stage1", "step": 1, "loss": 1.0}\n')
     test = dict(pooled=torch.ones(12, 64), x_hat=x)
     figures.draw_figures(tmp_path, own, None, test, None, None, None)
     assert (tmp_path / "figures/latents.png").stat().st_size > 1000
+    plt = figures.pyplot()
+    figure, _ = figures.latents(plt, own, test["pooled"])
+    shown = [text.get_text().strip("\u200b") for text in figure.axes[1].get_legend().get_texts()]
+    assert shown == own.classes  # as they are
+    figure.canvas.draw()
+    plt.close(figure)
+
+
+def test_a_drawing_that_fails_is_a_warning_and_costs_no_number(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no font\nat all")
+    monkeypatch.setattr(figures, "latents", fail)
+    run = tmp_path / "own/naive-none/seed1"
+    m = run_all(run, tiny_config(stage1_steps=1, stages=1, dataset=own_data(tmp_path)))
+    assert data.read_json(run / "metrics.json")["recon"] == m["recon"]
+    assert "latents.png: not drawn (no font); metrics.json has all" in capsys.readouterr().err
+    assert {f.name for f in (run / "figures").iterdir()} == {"reconstructions.png", "losses.png"}
 
 
 def test_fcn_has_the_published_padding_and_learns(tmp_path):
@@ -1191,7 +1330,7 @@ def shell(*arguments, cwd, **env):
 def own_data(folder, labels=True, length=31, n_test=16, name="own.npz"):
     rng = np.random.default_rng(0)
     x = 50 + 3 * rng.standard_normal((24 + n_test, length)).cumsum(1)
-    y = np.array(["up", "down", "flat", "up"] * 60)[:24 + n_test]
+    y = np.array(["up", "down", "flat", "up"] * 99)[:24 + n_test]
     ys = dict(y_train=y[:24], y_test=y[24:]) if labels else {}
     return npz(Path(folder) / name, X_train=x[:24], X_test=x[24:], **ys)
 
@@ -1207,7 +1346,7 @@ def test_a_tiny_run_end_to_end(tmp_path):
     folder = tmp_path / "it's a folder"
     folder.mkdir()
     command = (own_data(folder, name="my own.npz"), "vibcreg", "warp+gauss", "01", *TINY)
-    done = shell(*command, cwd=tmp_path)
+    done = shell(*command, cwd=tmp_path, MPLBACKEND="module://of.a_notebook")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/my own/vibcreg-warp+gauss/seed1"
     m = json.loads((run / "metrics.json").read_text())
@@ -1828,6 +1967,25 @@ def test_moved_data_is_the_same_data_and_weights_that_are_not_finite_are_refused
         ncvqvae.load_stage1(run)
 
 
+def test_a_torch_without_muon_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(SystemExit, match="is too old: 2.9 or later is needed"):
+        data.run_command(lambda: (tmp_path / "ran").touch())
+    assert not (tmp_path / "ran").exists()
+    old = tmp_path / "torch-2.8.1.dist-info"  # which run.sh asks for its version
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.8.1\n")
+    python = tmp_path / "python"  # which gets as far as making a .venv
+    python.write_text(f'#!/bin/sh\n[ "$2" = venv ] && exit 3\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "run.sh").write_text((HERE / "run.sh").read_text())
+    done = subprocess.run(["bash", tmp_path / "run.sh", "toy"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": str(python), "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == ("run.sh: torch 2.8.1, older than 2.9: installing requirements.txt into "
+                           ".venv\n")
+
+
 def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys):
     def allocate():
         torch.empty(10**15)
@@ -1905,7 +2063,8 @@ def test_a_second_process_on_a_run_folder_is_refused(tmp_path):
 def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
     own = own_data(tmp_path)
     with pytest.raises(InputError,
-                       match=r"not finite at step \d+: .*before: step .*smaller learning rate"):
+                       match=r"not finite at step \d+: .*before: step .*goes on from the last "
+                             r"saved step; if it stops at the same step again, try a smaller"):
         ncvqvae.train_stage1(tmp_path / "nan", tiny_config(stage1_steps=30, stage1_lr=1e3,
                                                            stage1_weight_decay=10, dataset=own))
     # after the last, finite, loss

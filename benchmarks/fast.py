@@ -39,9 +39,8 @@ TRIALS = {
                "first edition": dict(optimizer="adamw", stage2_steps=800, stage2_batch=256,
                                      stage2_lr=1e-3, prior_hidden=256)},
     "decoding": {"lr 2e-3": SLOWER | dict(fcn_steps=0, fcn_epochs=100)},
-    "classifier": {f"{epochs} epochs, batch {batch}": dict(fcn_steps=0, fcn_epochs=epochs,
-                                                           fcn_batch=batch)
-                   for epochs, batch in ((300, 256), (100, 64), (40, 64), (20, 64))},
+    "classifier": {f"{steps} steps, lr {lr:g}": dict(fcn_steps=steps, fcn_lr=lr)
+                   for lr in (1e-3, 3e-3) for steps in (300, 600, 1200, 2400)},
     "cas": {f"{epochs} epochs, batch {batch}": dict(cas_steps=0, cas_epochs=epochs, fcn_batch=batch)
             for epochs, batch in ((5, 64), (10, 64), (20, 64), (20, 256))},
 }
@@ -89,7 +88,7 @@ def stage1(dataset, out, trial, fields):
     model = ncvqvae.train_stage1(run, config, dataset)
     train, test = (ncvqvae.encode_split(model, x) for x in (dataset.x_train, dataset.x_test))
     knn, svm = evaluate.probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
-    fcn = evaluate.dataset_fcn(out / dataset.name, dataset, config)
+    fcn, *_ = evaluate.dataset_fcn(out / dataset.name, dataset, config)
     (real, p), (made, p_made) = (evaluate.classify(fcn, x) for x in (dataset.x_test, test["x_hat"]))
     yield dict(recon=test["errors"].sum(1).mean().item(), knn=knn, svm=svm,
                accuracy=evaluate.accuracy(p, dataset.y_test),
@@ -119,7 +118,7 @@ def judged(dataset, out, models, kind, how, n=1000, **fields):
     start, generator = time.time(), torch.Generator(ncvqvae.pick_device()).manual_seed(1)
     x = prior.sample(*models, wanted, generator, config)
     seconds = time.time() - start
-    fcn = evaluate.dataset_fcn(out / dataset.name, dataset, config)
+    fcn, *_ = evaluate.dataset_fcn(out / dataset.name, dataset, config)
     (real, _), (fake, p) = (evaluate.classify(fcn, series) for series in (dataset.x_test, x))
     fid = evaluate.frechet_distance(fake, real)
     if kind == "class":
@@ -163,7 +162,7 @@ def classifier(dataset, out, trial, fields):
     """The classifier behind FID and IS: accuracy on the held-out fifth."""
     start = time.time()
     config = config_of(dataset, out, **fields)
-    fcn = evaluate.dataset_fcn(out / dataset.name / "classifier", dataset, config)
+    fcn, *_ = evaluate.dataset_fcn(out / dataset.name / "classifier", dataset, config)
     accuracy = evaluate.accuracy(evaluate.classify(fcn, dataset.x_test)[1], dataset.y_test)
     yield dict(accuracy=accuracy, minutes=(time.time() - start) / 60)
 

@@ -73,7 +73,7 @@ def read_run(run_dir):
     start = next((r for r in read_log(run_dir) if r.get("event") == "start"), {})
     first, later = settings(config)
     whole = m["stages"] == 2
-    row = dict.fromkeys(COLUMNS) | {k: m[k] for k in METRICS} | dict(
+    row = dict.fromkeys(COLUMNS) | {k: m.get(k) for k in METRICS} | dict(
         run_dir=run_dir, dataset=run_dir.resolve().parts[-3], date=start.get("time", "")[:10],
         stage1_settings=first, later_settings=later if whole else "none")
     row |= {k: getattr(config, k) for k in ("method", "augmentation", "seed", "precision")}
@@ -715,7 +715,7 @@ def parts(run_dir):
     config = data.read_config(run_dir)
     dataset = load_dataset(config.dataset)
     model, _ = load_stage1(run_dir, config, dataset)
-    fcn = dataset_fcn(Path(run_dir).parent.parent, dataset, config)
+    fcn, *_ = dataset_fcn(Path(run_dir).parent.parent, dataset, config)
     samples = data.read_arrays(Path(run_dir) / "samples.npz")
     drawn = [torch.from_numpy(((samples[k][:, 0] - dataset.mean) / dataset.std).astype(np.float32))
              for k in ("X", "X_unconditional")]
