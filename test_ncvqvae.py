@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import data, evaluate, ncvqvae, prior
 from benchmarks import figures
@@ -1775,6 +1777,104 @@ def test_class_dropout_is_a_share_and_tokens_keep_their_label(tmp_path, monkeypa
     rows = {tuple(t): y for t, y in zip(of_train, d.y_train.tolist())}
     assert len(rows) == 24
     assert all(y in (3, rows[tuple(t)]) for t, y in zip(tokens.tolist(), labels.tolist()))
+
+
+# ---- devices ----
+
+class OneDevice(TorchDispatchMode):
+    """No operation but a copy has tensors of two devices: not even an index or a scalar, which
+    kernels of a GPU may let pass."""
+    def __torch_dispatch__(self, function, types, inputs=(), named=None):
+        out = function(*inputs, **(named or {}))
+        tensors = [t for t in tree_leaves((inputs, named, out)) if isinstance(t, torch.Tensor)]
+        copies = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        assert copies or len({t.device for t in tensors}) < 2, f"{function} on two devices"
+        return out
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """The device "meta", which has shapes and no values, in the place of a GPU."""
+    def inverse(u, n_fft, window, length):  # torch's own looks at values
+        return (torch.fft.irfft(u, n_fft, dim=1) * window[:, None]).flatten(1)[:, :length]
+    monkeypatch.setattr(torch, "istft", inverse)
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "equal", lambda *tensors: False)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: t)
+    with OneDevice():
+        yield torch.device("meta")
+
+
+@pytest.mark.parametrize("method,views,bands", [("naive", 1, 1), ("vibcreg", 1, 2),
+                                                ("barlow", 2, 1)])
+def test_a_step_of_stage_1_stays_on_the_device(meta, method, views, bands):
+    view = "none" if method == "naive" else "+".join(data.AUGMENTATIONS)
+    model = tiny_model(method=method, augmentation=view, views=views, bands=bands,
+                       latent_width=2).to(meta).train()
+    x = torch.zeros(8, 40, device=meta)
+    loss, terms, tokens = model(x, None if method == "naive" else data.augment(x, view))
+    loss.backward()
+    for t in (loss, tokens, *terms.values(), *(p.grad for p in model.parameters())):
+        assert t.device == meta
+    model.eval()
+    for tokens in (model.tokens(x), model.tokens(x, 1.0)):
+        assert model.series(tokens).device == tokens.device == meta
+    encoded = ncvqvae.encode_split(model, torch.zeros(8, 40))  # a split is moved batch by batch
+    assert all(v.device == meta for v in encoded.values())
+
+
+def test_the_prior_and_the_classifier_stay_on_the_device(meta):
+    p, labels = banded_prior().to(meta), torch.zeros(4, dtype=torch.int64, device=meta)
+    tokens = torch.zeros(4, 11, dtype=torch.int64, device=meta)
+    masks = [prior.mask_tokens(part) for part in tokens.split(p.sizes, 1)]
+    for loss_on in ("masked", "all"):
+        prior.band_losses(p, tokens, masks, labels, loss_on).backward()
+    assert all(w.grad.device == meta for w in p.parameters())
+    assert prior.iterative_decode(p, labels, steps=3, guidance=2.0).device == meta
+    fcn = evaluate.FCN(3).to(meta)
+    F.cross_entropy(fcn(torch.zeros(4, 40, device=meta)), labels).backward()
+    assert all(w.grad.device == meta for w in fcn.parameters())
+
+
+def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
+    """Both loops whole, but for what needs values: the optimisers, the log, the files."""
+    class Seeded:  # torch.Generator does not know this device
+        def __init__(self, device="cpu"):
+            assert device == meta
+
+        def manual_seed(self, seed):
+            return None
+    monkeypatch.setattr(torch, "Generator", Seeded)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *inputs, **named: None)
+    for module in (ncvqvae, prior, evaluate):
+        monkeypatch.setattr(module, "pick_device", lambda precision: meta)
+    steps = []
+
+    def update(self, loss, **terms):
+        loss.backward()
+        steps.append(self.stage)
+        self.step += 1
+    monkeypatch.setattr(ncvqvae.Training, "update", update)
+    monkeypatch.setattr(ncvqvae.Training, "due", False)
+    monkeypatch.setattr(ncvqvae.Training, "log", lambda self, **values: None)
+    monkeypatch.setattr(ncvqvae.Training, "finish", lambda self, path, **extra: None)
+    config = tiny_config(dataset=own_data(tmp_path), method="vibcreg", augmentation="slice",
+                         views=2, bands=2, stage1_steps=2, stage2_steps=2, token_temperature=1.0,
+                         embedding="random")
+    d = data.load_dataset(config.dataset)
+    stage1 = NCVQVAE(config, d.length).to(meta).eval()
+    monkeypatch.setattr(ncvqvae, "load_stage1", lambda *inputs: (stage1, None))
+    monkeypatch.setattr(prior, "load_stage1", lambda *inputs: (stage1, None))
+    monkeypatch.setattr(prior, "load_stage2", lambda *inputs: (None, None))
+    looks = []
+    monkeypatch.setattr(prior, "prior_loss", lambda p, *inputs: looks.extend(inputs))
+    ncvqvae.train_stage1(tmp_path / "r", config, d)
+    prior.train_stage2(tmp_path / "r", config, d)
+    evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path, "fcn")
+    assert steps == ["stage1"] * 2 + ["stage2"] * 2 + ["fcn"]
+    assert len(looks) == 2 and all(t.device == meta for t in looks)
+    p = Prior(config, torch.zeros(64, 16), stage1.sizes, 3).to(meta)
+    assert prior.sample(p, stage1, d.y_test, config=config).device == meta
 
 
 # ---- faults ----
