@@ -167,6 +167,19 @@ def test_own_data_with_words_for_labels_and_without_labels(tmp_path):
     np.testing.assert_allclose(data.Dataset(**d.info()).to_original(d.x_test), x[:, 0], rtol=1e-6)
 
 
+def test_the_digest_tells_every_change_of_the_series_and_labels_of_both_splits(tmp_path):
+    x = np.random.default_rng(0).standard_normal((6, 9))
+    y = np.array(["b", "a", "c"] * 2)
+    own = dict(X_train=x, X_test=x + 1, y_train=y, y_test=y)
+    digests = {data.load_dataset(npz(tmp_path / "own.npz", **own)).sha256}
+    for name in own:
+        changed = own[name].copy()
+        changed[3] = changed[4]
+        path = npz(tmp_path / "own.npz", **own | {name: changed})
+        digests.add(data.load_dataset(path).sha256)
+    assert len(digests) == 5
+
+
 @pytest.mark.parametrize("arrays,message", [
     (dict(X_train=np.ones((3, 2, 9)), X_test=np.ones((3, 2, 9))), r"\(3, 2, 9\).* one channel"),
     (dict(X_train=np.ones((3, 9))), "needs .*'X_test'"),
@@ -600,17 +613,21 @@ def test_tokens_are_drawn_by_their_distance_where_a_temperature_asks():
     assert torch.equal(model.tokens(x), d2.argmin(-1)[None])
 
 
+WEIGHTS = dict(barlow_lambda=0.02, similarity_weight=3.0, variance_weight=5.0,
+               covariance_weight=7.0)  # all different, none the default
+
+
 def scaled_ssl_loss(method, p1, p2):
-    """As the thesis weighs it, a projector of 64."""
+    """As the thesis scales it, a projector of 64; with WEIGHTS."""
     if method == "barlow":
-        return ncvqvae.barlow_twins_loss(p1, p2) / 64
-    return 0.01 * ncvqvae.vibcreg_loss(p1, p2)
+        return ncvqvae.barlow_twins_loss(p1, p2, 0.02) / 64
+    return 0.01 * ncvqvae.vibcreg_loss(p1, p2, similarity=3, variance=5, covariance=7)
 
 
 @pytest.mark.parametrize("method", ["naive", "barlow", "vibcreg"])
 def test_total_loss_is_equation_4_5(method):
     model = tiny_model(method=method, augmentation="none" if method == "naive" else "slice",
-                       zeta=0.3, beta=0.7, eta=2.0).train()
+                       zeta=0.3, beta=0.7, eta=2.0, **WEIGHTS).train()
     x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
     twin = copy.deepcopy(model)
     loss, terms, tokens = model(x, None if method == "naive" else x_aug)
@@ -642,7 +659,8 @@ def test_total_loss_is_equation_4_5(method):
 @pytest.mark.parametrize("method", ["barlow", "vibcreg"])
 def test_two_views_are_partners_and_x_is_not_seen(tmp_path, monkeypatch, method):
     """Loss by hand: x_A quantised and decoded, continuous z_A against z_B, x_B not decoded."""
-    model = tiny_model(method=method, augmentation="gauss", views=2, beta=0.7, eta=2.0).train()
+    model = tiny_model(method=method, augmentation="gauss", views=2, beta=0.7, eta=2.0,
+                       **WEIGHTS).train()
     a, b = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
     twin, cut = copy.deepcopy(model), copy.deepcopy(model)
     loss, terms, _ = model(a, b)
@@ -724,6 +742,19 @@ def test_two_bands_are_zero_padded_to_full_height(monkeypatch):
     _, terms, _ = model(x)  # the two frequency terms of eq. 3.2
     mine = ((u_low - halves[0]).square().sum() + (u_high - halves[1]).square().sum()) / u.numel()
     torch.testing.assert_close(terms["recon_freq"], mine.detach())
+
+
+def test_every_field_of_a_band_reaches_its_own_part():
+    model = tiny_model(bands=2, latent_width=2, latent_width_high=4, residual_kernel=3, n_codes=5,
+                       ema_decay=0.8, ema_initial_count=0.5)
+    assert model.sizes == [1 * 2, 4 * 5]  # 21 frames halved three times, and twice
+    for band in model.bands:
+        kernels = [[c.kernel_size for c in part.modules() if type(c) is torch.nn.Conv2d
+                    and c.stride == (1, 1)] for part in (band.encoder, band.decoder)]
+        assert kernels == [[(3, 3)] * 8] * 2  # two in each of four residual blocks
+        assert (len(band.quantizer.codebook), band.quantizer.decay) == (5, 0.8)
+        assert band.quantizer.counts.tolist() == [0.5] * 5
+    assert tiny_model(latent_width=2, latent_width_high=4).sizes == [5 * 2]
 
 
 @pytest.mark.parametrize("bands", [1, 2])
@@ -834,7 +865,7 @@ def slow_barlow(z1, z2, lambd=0.005):
     return loss
 
 
-def slow_vibcreg(z1, z2):
+def slow_vibcreg(z1, z2, similarity=25, variance=25, covariance=100):
     """Eq. 3.9 to 3.15, with ledger 5 (mean over features) and 6 (no 1/(B-1))."""
     B, P = z1.shape
 
@@ -848,13 +879,16 @@ def slow_vibcreg(z1, z2):
         pairs = [(i, j) for i in range(P) for j in range(P) if i != j]
         return sum((hat[i] * hat[j]).sum() ** 2 for i, j in pairs) / P ** 2
     s = sum(((z1[b] - z2[b]) ** 2).sum() for b in range(B)) / (B * P)
-    return 25 * s + 25 * (v(z1) + v(z2)) + 100 * (c(z1) + c(z2))
+    return similarity * s + variance * (v(z1) + v(z2)) + covariance * (c(z1) + c(z2))
 
 
-@pytest.mark.parametrize("fast,slow", [(ncvqvae.barlow_twins_loss, slow_barlow),
-                                       (ncvqvae.vibcreg_loss, slow_vibcreg)])
-def test_ssl_losses_against_their_equations(fast, slow):
-    assert_same_gradient(fast, slow, draw(7, 5), 0.3 * draw(7, 5, seed=1) + draw(7, 5) + 2)
+@pytest.mark.parametrize("fast,slow,weights", [
+    (ncvqvae.barlow_twins_loss, slow_barlow, {}), (ncvqvae.vibcreg_loss, slow_vibcreg, {}),
+    (ncvqvae.barlow_twins_loss, slow_barlow, dict(lambd=0.3)),
+    (ncvqvae.vibcreg_loss, slow_vibcreg, dict(similarity=3, variance=5, covariance=7))])
+def test_ssl_losses_against_their_equations(fast, slow, weights):
+    assert_same_gradient(lambda *z: fast(*z, **weights), lambda *z: slow(*z, **weights),
+                         draw(7, 5), 0.3 * draw(7, 5, seed=1) + 0.3 * draw(7, 5) + 2)
 
 
 def test_identical_views_correlate_fully():
@@ -1568,6 +1602,19 @@ def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
         assert s.files == ["X"] and s["X"].shape == (16, 1, 31)
 
 
+def test_compare_has_each_metric_under_its_name(tmp_path, capsys):
+    run = tmp_path / "own/naive-none/seed1"
+    m = {k: float(i) for i, k in enumerate(evaluate.METRICS)} | dict(
+        knn=None, seconds_stage1=60, seconds_stage2=None, seconds_evaluate=90)
+    data.write_json(run / "metrics.json", m)
+    command(evaluate, "compare", run)
+    names, _, values = ([cell.strip() for cell in line.split("|")[1:-1]]
+                        for line in capsys.readouterr().out.splitlines())
+    row = dict(zip(names, values, strict=True))
+    assert row.pop("run") == "own/naive-none/seed1" and row.pop("minutes") == "2.5"
+    assert row == {k: "" if m[k] is None else f"{m[k]:.4g}" for k in row} and len(row) == 12
+
+
 def test_three_test_series_a_lone_last_batch_and_a_constant_series(tmp_path):
     x = np.random.default_rng(0).standard_normal((12, 20)).cumsum(1)
     x[4] = 1.5
@@ -1651,6 +1698,40 @@ def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method):
     assert rounded.features(x).dtype == torch.float32
     torch.testing.assert_close(rounded.features(x), exact.features(x), atol=0.05, rtol=0.05)
     assert not torch.equal(rounded.features(x), exact.features(x))
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_the_precision_asked_for_is_that_of_every_product(tmp_path, precision):
+    products, x = {}, draw(8, 40, dtype=torch.float32)
+
+    def note(name, model):
+        kinds = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear
+        for key, part in model.named_modules():
+            if isinstance(part, kinds):
+                part.register_forward_hook(lambda part, inputs, out, key=f"{name} {key}":
+                                           products.update({key: out.dtype}))
+        return model
+    for bands in (1, 2):
+        note("stage 1", tiny_model(method="vibcreg", augmentation="slice", bands=bands,
+                                   latent_width=2, precision=precision))(x, x + 1)
+    tokens = torch.zeros(8, 10, dtype=torch.int64)
+    mask, labels = prior.mask_tokens(tokens, generator()), torch.arange(8) % 3
+    p = note("prior", tiny_prior(precision=precision))
+    assert p(tokens, mask, labels).dtype == torch.float32
+    config = tiny_config(precision=precision, fcn_epochs=1)
+    fcn, _ = evaluate.train_fcn(x, labels, 3, config, tmp_path, "fcn")
+    note("fcn", fcn)(x)
+    assert products.pop("fcn head") == torch.float32  # of pooled features
+    assert {key.split(".")[0] for key in products} == {
+        "stage 1 bands", "stage 1 projector", "prior blocks", "prior into", "prior back",
+        "prior head", "fcn convs"}
+    assert set(products.values()) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    own = data.load_dataset(own_data(tmp_path))
+    assert evaluate.dataset_fcn(tmp_path, own, config).precision == precision
+    data.pick_device(precision)
+    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        assert backend.allow_tf32 == (precision == "tf32")
+    data.pick_device()
 
 
 def test_training_follows_adamw_and_the_cosine(tmp_path):
@@ -1953,6 +2034,57 @@ def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninte
         done = drive(0, command, tmp_path)
         assert done.returncode == 0, done.stderr
     assert_ends_as(uninterrupted, tmp_path)
+
+
+def test_an_interrupted_training_takes_no_step_twice(tmp_path, monkeypatch):
+    """Nor a second of them off the count. Started over, it would end the same."""
+    run, taken, stop, update = tmp_path / "own/r/s", [], [0], ncvqvae.Training.update
+    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=5, stage2_steps=5, fcn_steps=5,
+                         cas_epochs=5)
+    d = data.load_dataset(config.dataset)
+
+    def interrupted(self, loss, **terms):
+        if self.step == stop[0]:
+            raise KeyboardInterrupt
+        taken.append(self.step)
+        update(self, loss, **terms)
+    monkeypatch.setattr(ncvqvae.Training, "update", interrupted)
+    monkeypatch.setattr(ncvqvae.Training, "SECONDS", -1)  # a resume file a step
+    for name, file, train in (
+            ("stage1", "stage1.pt", lambda: ncvqvae.train_stage1(run, config)),
+            ("stage2", "stage2.pt", lambda: prior.train_stage2(run, config)),
+            ("fcn-*", "../../fcn-*.pt", lambda: evaluate.dataset_fcn(tmp_path / "own", d, config)),
+            ("cas", None, lambda: evaluate.classification_accuracy_score(
+                d.x_train, d.y_train, d, config, run))):
+        taken.clear()
+        stop[0] = 3
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        resume, = (tmp_path / "own").rglob(f"{name}.resume.pt")
+        saved = data.load_checkpoint(resume)
+        torch.save(saved | dict(seconds=saved["seconds"] + 1000), resume)
+        stop[0] = None
+        train()
+        assert taken == [0, 1, 2, 3, 4], name
+        if file:
+            path, = run.glob(file)
+            assert 1000 < data.load_checkpoint(path)["seconds"] < 2000
+
+
+def test_no_draw_of_training_comes_from_the_global_generator(tmp_path, monkeypatch):
+    """Which a resumed run would find in another state."""
+    update, states = ncvqvae.Training.update, []
+    config = tiny_config(dataset=own_data(tmp_path), method="barlow", augmentation="warp+phase",
+                         views=2, bands=2, stage1_steps=3, stage2_steps=3, token_temperature=1.0)
+    for disturbance in (0, 3):
+        def disturbed(*inputs, **terms):
+            update(*inputs, **terms)
+            torch.rand(disturbance)
+        monkeypatch.setattr(ncvqvae.Training, "update", disturbed)
+        run = tmp_path / str(disturbance)
+        models = ncvqvae.train_stage1(run, config), prior.train_stage2(run, config)
+        states.append({**models[0].state_dict(), **models[1].state_dict()})
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
 
 
 @pytest.mark.slow
