@@ -1863,13 +1863,13 @@ def test_class_dropout_is_a_share_and_tokens_keep_their_label(tmp_path, monkeypa
 # ---- devices ----
 
 class OneDevice(TorchDispatchMode):
-    """No operation but a copy has tensors of two devices: not even an index or a scalar, which
-    kernels of a GPU may let pass."""
+    """No operation but a copy has tensors or generators of two devices: not even an index or a
+    scalar, which kernels of a GPU may let pass."""
     def __torch_dispatch__(self, function, types, inputs=(), named=None):
         out = function(*inputs, **(named or {}))
-        tensors = [t for t in tree_leaves((inputs, named, out)) if isinstance(t, torch.Tensor)]
+        devices = {v.device for v in tree_leaves((inputs, named, out)) if hasattr(v, "device")}
         copies = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-        assert copies or len({t.device for t in tensors}) < 2, f"{function} on two devices"
+        assert copies or len(devices) < 2, f"{function} on two devices"
         return out
 
 
@@ -1878,6 +1878,14 @@ def meta(monkeypatch):
     """The device "meta", which has shapes and no values, in the place of a GPU."""
     def inverse(u, n_fft, window, length):  # torch's own looks at values
         return (torch.fft.irfft(u, n_fft, dim=1) * window[:, None]).flatten(1)[:, :length]
+
+    class Unseeded:  # there is no torch.Generator of this device
+        def __new__(cls, device="cpu", make=torch.Generator):
+            return super().__new__(cls) if str(device) == "meta" else make(device)
+
+        def manual_seed(self, seed):
+            return None
+    monkeypatch.setattr(torch, "Generator", Unseeded)
     monkeypatch.setattr(torch, "istft", inverse)
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
     monkeypatch.setattr(torch.Tensor, "equal", lambda *tensors: False)
@@ -1904,7 +1912,7 @@ def test_a_step_of_stage_1_stays_on_the_device(meta, method, views, bands):
     assert all(v.device == meta for v in encoded.values())
 
 
-def test_the_prior_and_the_classifier_stay_on_the_device(meta):
+def test_the_prior_and_the_classifier_stay_on_the_device(monkeypatch, meta):
     p, labels = banded_prior().to(meta), torch.zeros(4, dtype=torch.int64, device=meta)
     tokens = torch.zeros(4, 11, dtype=torch.int64, device=meta)
     masks = [prior.mask_tokens(part) for part in tokens.split(p.sizes, 1)]
@@ -1915,17 +1923,16 @@ def test_the_prior_and_the_classifier_stay_on_the_device(meta):
     fcn = evaluate.FCN(3).to(meta)
     F.cross_entropy(fcn(torch.zeros(4, 40, device=meta)), labels).backward()
     assert all(w.grad.device == meta for w in fcn.parameters())
+    arange = torch.arange  # rows of a split are indices on the CPU, which a GPU takes
+    monkeypatch.setattr(torch, "arange", lambda n: arange(n, device=meta))
+    for name, value in (("__int__", 1), ("__float__", 0.5), ("numpy", None)):
+        monkeypatch.setattr(torch.Tensor, name, lambda t, value=value: value)
+    assert prior.prior_loss(p, tokens, labels) == 0.5
+    assert evaluate.classify(fcn, torch.zeros(4, 40)) == (None, None)
 
 
 def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
     """Both loops whole, but for what needs values: the optimisers, the log, the files."""
-    class Seeded:  # torch.Generator does not know this device
-        def __init__(self, device="cpu"):
-            assert device == meta
-
-        def manual_seed(self, seed):
-            return None
-    monkeypatch.setattr(torch, "Generator", Seeded)
     monkeypatch.setattr(torch.optim, "AdamW", lambda *inputs, **named: None)
     for module in (ncvqvae, prior, evaluate):
         monkeypatch.setattr(module, "pick_device", lambda precision: meta)
@@ -1954,8 +1961,11 @@ def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
     evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path, "fcn")
     assert steps == ["stage1"] * 2 + ["stage2"] * 2 + ["fcn"]
     assert len(looks) == 2 and all(t.device == meta for t in looks)
-    p = Prior(config, torch.zeros(64, 16), stage1.sizes, 3).to(meta)
-    assert prior.sample(p, stage1, d.y_test, config=config).device == meta
+    p, saved = Prior(config, torch.zeros(64, 16), stage1.sizes, 3).to(meta), []
+    monkeypatch.setattr(prior, "load_stage2", lambda *inputs: (p, stage1, dict(data=d.info())))
+    monkeypatch.setattr(prior, "save_samples", lambda *inputs, X: saved.append(X))
+    command(prior, "sample", tmp_path / "r", "--n", 3)
+    assert saved[0].shape == (3, 31) and saved[0].device == meta
 
 
 # ---- faults ----
