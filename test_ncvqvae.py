@@ -4,7 +4,7 @@ In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.
 prior (§3.2, §4.1.2), metrics (§2.7), whole runs, faults. An oracle is a slow transcription of the
 equation, in loops and float64, written here.
 """
-import contextlib, copy, dataclasses, json, math, os, random, re, subprocess, sys, time
+import contextlib, copy, dataclasses, functools, json, math, os, random, re, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -569,7 +569,7 @@ def test_moving_averages_against_a_loop(count):
 
 def tiny_config(**fields):
     tiny = dict(width=16, projector_dim=64, stage1_batch=8, prior_hidden=32, prior_layers=1,
-                fcn_epochs=1, cas_epochs=1)
+                decode_steps=3, fcn_epochs=1, cas_epochs=1)
     return Config(**tiny | fields)
 
 
@@ -1366,7 +1366,7 @@ def test_fcn_has_the_published_padding_and_learns(tmp_path):
 # ---- whole runs ----
 
 TINY = ("--width=16 --projector-dim=64 --stage1-steps=6 --stage1-batch=10 --stage2-steps=6 "
-        "--stage2-batch=10 --prior-hidden=32 --prior-layers=1 --fcn-epochs=2 "
+        "--stage2-batch=10 --prior-hidden=32 --prior-layers=1 --decode-steps=3 --fcn-epochs=2 "
         "--cas-epochs=1").split()
 
 
@@ -1383,6 +1383,12 @@ def own_data(folder, labels=True, length=31, n_test=16, name="own.npz"):
     y = np.array(["up", "down", "flat", "up"] * 99)[:24 + n_test]
     ys = dict(y_train=y[:24], y_test=y[24:][::-1]) if labels else {}  # no row like the other's
     return npz(Path(folder) / name, X_train=x[:24], X_test=x[24:], **ys)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Nothing is drawn, which takes longer than a tiny run; other tests of whole runs draw."""
+    monkeypatch.setattr(figures, "draw_figures", lambda *inputs: None)
 
 
 def run_all(run, config):
@@ -1436,7 +1442,7 @@ def slow_is(p):
     return sum(scores) / 10
 
 
-def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys):
+def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_figures):
     """Which split, mode, samples, labels and classifier: recomputed from the files."""
     run = tmp_path / "own/vibcreg-slice/seed3"
     config = tiny_config(dataset=own_data(tmp_path, n_test=200), method="vibcreg",
@@ -1665,18 +1671,27 @@ def test_dry_run_prints_the_product_with_naive_once_per_seed(tmp_path):
 @pytest.mark.parametrize("arguments,message", [
     (("toy", "naive", "none", "1", "--no-such-flag", "3"),
      "unrecognized arguments: --no-such-flag"),
-    (("toy", "nave"), "--method nave"), (("toy", "naive", "none", "one"), "SEED one"),
-    (("toy", "naive", "none", "1", "--zeta"), "expected one argument"),
-    (("", "naive"), "DATASET is empty"), (("toy,", "naive"), "DATASET is empty"),
+    (("toy,", "naive"), "DATASET is empty"), (("", "naive"), "DATASET is empty"),
     (("toy", ""), "--method : should be"), (("toy", "naive", "none", ""), "SEED : should be"),
-    (("toy", "naive,barlow", "none,wrap"), "--augmentation"),
     (("toy", "naive", "none", "1", "5"), "too many positions"),
-    (("toy", "naive", "none", "1", "--stage2-lr=-1"), "--stage2-lr -1"),
 ])
 def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
     done = shell(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (("nave", "none", "1"), "--method nave"), (("naive", "none", "one"), "SEED one"),
+    (("naive", "none", "1", "--zeta"), "expected one argument"),
+    (("naive,barlow", "none,wrap", "1"), "--augmentation"),
+    (("naive", "none", "1", "--stage2-lr=-1"), "--stage2-lr -1"),
+])
+def test_every_value_of_the_grid_is_checked(arguments, message):
+    """By data.py, which run.sh asks first."""
+    with pytest.raises(InputError, match=message) as error:
+        command(data, *arguments)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("method", ["naive", "vibcreg"])
@@ -1972,31 +1987,73 @@ def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
 
 # ---- faults ----
 
-# Runs a module's command and dies by kill -9 in front of the n-th rename of a finished file: log,
-# config, one resume file per step (SECONDS < 0), checkpoint, metrics. n = 0 never dies.
+# Forks a process for each command, as one that has imported everything: imports take longer than a
+# tiny stage. It dies by kill -9 in front of the n-th rename of a finished file: log, config, one
+# resume file per step (SECONDS < 0), checkpoint, metrics, figures. n = 0 never dies and draws none.
 DRIVER = """
-import importlib, os, sys
-sys.path.insert(0, sys.argv.pop(1))
-import ncvqvae
+import importlib, json, math, os, sys, time, traceback
+sys.path.insert(0, sys.argv[1])
+import data, evaluate, ncvqvae, prior
+from benchmarks import figures
+data.torch.optim.AdamW([data.torch.zeros(1)])  # a third of torch is imported here
 ncvqvae.Training.SECONDS = -1
-moment, calls, replace = int(sys.argv.pop(1)), [0], os.replace
-def dying_replace(a, b):
-    calls[0] += 1
-    if calls[0] == moment:
-        os.kill(os.getpid(), 9)
-    replace(a, b)
-os.replace = dying_replace
-sys.argv = sys.argv[1:]
-import data
-data.run_command(importlib.import_module(sys.argv[0][:-3]).main)
+
+def run(moment, command, cwd, _):
+    calls, replace = [0], os.replace
+    def dying_replace(a, b):
+        calls[0] += 1
+        if calls[0] == moment:
+            os.kill(os.getpid(), 9)
+        replace(a, b)
+    os.replace = dying_replace
+    if moment == 0:
+        figures.draw_figures = lambda *inputs: None
+    os.chdir(cwd)
+    os.environ["OUT"] = cwd
+    for number, name in (1, "stdout"), (2, "stderr"):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = command
+    try:
+        data.run_command(importlib.import_module(command[0][:-3]).main)
+    except SystemExit as stop:
+        print(stop.code, file=sys.stderr)
+        return 1
+    return 0
+
+for line in sys.stdin:
+    request = json.loads(line)
+    child, seconds = os.fork(), request[-1]
+    if not child:
+        code = 1
+        try:
+            code = run(*request)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    end = time.time() + (seconds or math.inf)
+    while not (done := os.waitpid(child, os.WNOHANG))[0]:
+        time.sleep(0.01)
+        if time.time() > end:
+            os.kill(child, 9)
+    print(os.waitstatus_to_exitcode(done[1]), flush=True)
 """
 
 
+@functools.cache
+def driver():
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu"}
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(HERE)], env=env, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # ends with its stdin
+
+
 def drive(moment, command, cwd, timeout=None):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu", "OUT": str(cwd)}
-    command = [sys.executable, "-c", DRIVER, str(HERE), str(moment), *command]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True,
-                          timeout=timeout)  # then kill -9
+    """A command in a process of its own, killed at a moment or after `timeout` seconds."""
+    print(json.dumps([moment, command, str(cwd), timeout]), file=driver().stdin, flush=True)
+    code = int(driver().stdout.readline())
+    return subprocess.CompletedProcess(
+        command, code, *((Path(cwd) / name).read_text() for name in ("stdout", "stderr")))
 
 
 def stages(folder):
@@ -2105,8 +2162,7 @@ def test_killed_at_random_times_a_rerun_ends_bit_for_bit_the_same(tmp_path, unin
     own_data(tmp_path)
     chance = random.Random(seed)
     for command in stages(tmp_path):
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it may have ended before
-            drive(0, command, tmp_path, timeout=chance.uniform(1.5, 8))
+        drive(0, command, tmp_path, timeout=chance.uniform(0.1, 4))  # it may have ended before
         done = drive(0, command, tmp_path)
         assert done.returncode == 0, done.stderr
     assert_ends_as(uninterrupted, tmp_path)
@@ -2189,7 +2245,7 @@ def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatc
     assert not (tmp_path / "evil_was_here").exists()
 
 
-def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path):
+def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, no_figures):
     run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
     config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
     m = run_all(run, config)
@@ -2276,7 +2332,7 @@ def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys
         assert "no lock; start no second process on it" in capsys.readouterr().err
 
 
-def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path):
+def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, no_figures):
     """One run, scored with one field changed at a time: which metrics move; no other does."""
     own = own_data(tmp_path, n_test=40)
     base = tiny_config(dataset=own, stage1_steps=3, stage2_steps=20, fcn_epochs=2, cas_epochs=1,
@@ -2319,16 +2375,14 @@ def test_a_classifier_of_other_epochs_is_another_file(tmp_path):
 
 
 def test_a_second_process_on_a_run_folder_is_refused(tmp_path):
-    code = """if True:
-        import sys
-        sys.path.insert(0, sys.argv[1])
-        import data
-        data.run_command(lambda: data.hold(sys.argv[2]).__enter__())"""
-    second = [sys.executable, "-c", code, str(HERE), str(tmp_path)]
-    with data.hold(tmp_path):
-        one_line(subprocess.run(second, capture_output=True, text=True),
-                 "another process works on it")
-    assert subprocess.run(second).returncode == 0
+    own_data(tmp_path)
+    stage1, stage2, scores = stages(tmp_path)
+    with data.hold(stage1[1]):
+        one_line(drive(0, stage1, tmp_path), "another process works on it")
+    assert drive(0, stage1, tmp_path).returncode == 0
+    with data.hold(stage1[1]):
+        for command in (stage1, stage2, scores):
+            one_line(drive(0, command, tmp_path), "another process works on it")
 
 
 def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
@@ -2463,7 +2517,7 @@ def mirror(monkeypatch):
         def log_message(self, *arguments):
             pass
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("UCR_MIRROR", f"http://127.0.0.1:{server.server_port}")
     yield answers
     server.shutdown()

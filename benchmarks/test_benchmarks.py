@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data, evaluate, ncvqvae
 from benchmarks import across, ledger, speed, tables
 from data import Config
-from test_ncvqvae import draw, own_data, run_all, tiny_config, tiny_model
+from test_ncvqvae import draw, no_figures, own_data, run_all, tiny_config, tiny_model
 
 
 def test_tables_judge_by_the_published_noise(monkeypatch):
@@ -234,7 +234,7 @@ def test_probing_in_train_mode_moves_a_copy_alone():
     assert tuple(moved) == tables.PROBES and moved["recon_train_mode"] != pytest.approx(frozen)
 
 
-def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys):
+def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, no_figures):
     run = tmp_path / "own/vibcreg-slice/seed1"
     m = run_all(run, tiny_config(dataset=own_data(tmp_path), method="vibcreg", augmentation="slice",
                                  stage1_steps=3, stage2_steps=3))
