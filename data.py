@@ -115,6 +115,7 @@ class Config:
     fcn_steps: int = number(0, 0)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
     cas_steps: int = number(0, 0)  # 0: epochs decide
+    steps_per_class: int = number(0, 0)  # both classifiers take so many at least, if steps decide
     fcn_batch: int = number(256, 2)  # both classifiers
     fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
@@ -149,7 +150,8 @@ PRESETS = {  # field values, nothing more; a given flag wins
     # Chosen on held-out series: results/fast.md.
     "fast": dict(stage1_steps=800, stage1_batch=64, stage1_lr=3e-3, projector_dim=1024,
                  stage2_steps=2000, stage2_batch=64, stage2_lr=4e-3, prior_hidden=128,
-                 optimizer="muon", fcn_batch=64, fcn_steps=600, cas_steps=40, validate_epochs=100)}
+                 optimizer="muon", fcn_batch=64, fcn_lr=3e-3, fcn_steps=600, cas_steps=600,
+                 steps_per_class=20, validate_epochs=100)}
 PRESETS["best"] = PRESETS["fast"] | dict(stage2_steps=4000, decode_steps=20, guidance=2.0)
 PRESETS["toy"] = PRESETS["fast"] | dict(stage1_steps=300, stage2_steps=700, validate_epochs=5)
 

@@ -97,7 +97,7 @@ def dataset_fcn(folder, dataset, config):
 
     Returns the FCN in eval mode, its file and the number of its steps.
     """
-    config, x, y = replace(config, seed=0), dataset.x_train, dataset.y_train
+    x, y = dataset.x_train, dataset.y_train
     what = json.dumps(config.behind("fcn") | {"sha256": dataset.sha256})
     name = f"fcn-{hashlib.sha256(what.encode()).hexdigest()[:8]}"  # of other settings: another
     path, n_classes = Path(folder) / f"{name}.pt", len(dataset.classes)
@@ -144,9 +144,17 @@ def inception_score(p, splits=10, seed=0):
         scores.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))  # the mean: p(y)
     return float(np.mean(scores))
 
-def cas_training(config, n):
-    """The settings of a classifier trained on n generated series: as many steps on any other n."""
-    steps = config.cas_steps or config.cas_epochs * batches_per_epoch(n, config.fcn_batch)
+def fcn_config(config, n_classes):
+    """The settings of the classifier behind FID and IS, which all seeds share."""
+    steps = config.fcn_steps and max(config.fcn_steps, config.steps_per_class * n_classes)
+    return replace(config, seed=0, fcn_steps=steps)
+
+def cas_config(config, n, n_classes):
+    """Those of a classifier trained on n generated series: as many steps on any other n."""
+    if config.cas_steps:
+        steps = max(config.cas_steps, config.steps_per_class * n_classes)
+    else:
+        steps = config.cas_epochs * batches_per_epoch(n, config.fcn_batch)
     return replace(config, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
 
 def classification_accuracy_score(x, y, dataset, config, folder):
@@ -159,7 +167,7 @@ def classification_accuracy_score(x, y, dataset, config, folder):
         print(f"WARNING: class {', '.join(map(str, absent))} of {dataset.name} is not in y: no CAS",
               file=sys.stderr)
         return None
-    config = cas_training(config, len(x))
+    config = cas_config(config, len(x), len(dataset.classes))
     fcn, training = train_fcn(x, y, len(dataset.classes), config, folder, "cas")  # from scratch
     training.resume.unlink(missing_ok=True)
     return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
@@ -219,7 +227,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
               "them with fid_floor and is_real, which are those of as many real series",
               file=sys.stderr)
     root = Path(folder).parent.parent
-    fcn, file, steps = dataset_fcn(root, dataset, config)
+    K = len(dataset.classes)
+    fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, K))
     (real, p_real), (fake, p_fake) = (classify(fcn, x)  # features (n, P), probabilities (n, K)
                                       for x in (dataset.x_test, generated))
     # The FID and the IS that a perfect model could reach: of as many real series.
@@ -237,7 +246,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     if labels is not None:
         out["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
         # What CAS could reach: the same training on the real train split.
-        ruler, *_ = dataset_fcn(root, dataset, cas_training(config, len(conditional)))
+        on_real = replace(cas_config(config, len(conditional), K), seed=0)
+        ruler, *_ = dataset_fcn(root, dataset, on_real)
         out["cas_real"] = accuracy(classify(ruler, dataset.x_test)[1], dataset.y_test)
     return out
 

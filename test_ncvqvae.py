@@ -828,7 +828,7 @@ def test_bands_and_views_compose_through_all_stages(tmp_path):
     d = data.load_dataset(config.dataset)
     # a sample: no series twice
     floor = d.x_train[np.random.default_rng(0).choice(24, 16, replace=False)]
-    fcn = evaluate.dataset_fcn(tmp_path / "own", d, config)
+    fcn, *_ = evaluate.dataset_fcn(tmp_path / "own", d, evaluate.fcn_config(config, 3))
     real, real_train = (evaluate.classify(fcn, x)[0] for x in (d.x_test, floor))
     assert m["fid_floor"] == pytest.approx(slow_fid(real_train, real), rel=1e-3, abs=1e-4)
     test = ncvqvae.encode_split(model, d.x_test)
@@ -1211,21 +1211,27 @@ def test_samples_nearer_to_train_series_than_new_ones_hint_at_memorising(tmp_pat
     assert f"{out['nn_ratio_recon']:.2f}, reconstructions of test series, hints at mem" in text
 
 
-def test_precision_recall_density_and_coverage_against_loops():
-    """Kynkäänniemi et al. 2019, eq. 1, 2; Naeem et al. 2020, eq. 3, 4."""
-    real, fake = draw(30, 3), 0.7 * draw(20, 3, seed=1) + 0.4
+def slow_prdc(real, fake, k=5):
+    """Kynkäänniemi et al. 2019, eq. 1, 2; Naeem et al. 2020, eq. 3, 4: every pair by itself."""
+    real, fake = (np.asarray(f, dtype=np.float64) for f in (real, fake))
 
-    def radius(f, i, k=5):
-        return sorted(float((f[i] - f[j]).norm()) for j in range(len(f)) if j != i)[k - 1]
+    def distance(a, b):
+        return math.sqrt(sum((a - b) ** 2))
 
     def hits(centres, points):  # [i][j]: is point j in the ball of centre i
-        return [[float((c - p).norm()) <= radius(centres, i) for p in points]
-                for i, c in enumerate(centres)]
+        radii = []
+        for i, centre in enumerate(centres):
+            others = [distance(centre, c) for j, c in enumerate(centres) if j != i]
+            radii.append(sorted(others)[k - 1])
+        return np.array([[distance(c, p) <= r for p in points] for c, r in zip(centres, radii)])
     in_real, in_fake = hits(real, fake), hits(fake, real)
-    expected = dict(precision=np.mean([any(column) for column in zip(*in_real)]),
-                    recall=np.mean([any(column) for column in zip(*in_fake)]),
-                    density=sum(map(sum, in_real)) / (5 * 20),
-                    coverage=np.mean([any(row) for row in in_real]))
+    return dict(precision=in_real.any(0).mean(), recall=in_fake.any(0).mean(),
+                density=in_real.sum() / (k * len(fake)), coverage=in_real.any(1).mean())
+
+
+def test_precision_recall_density_and_coverage_against_loops():
+    real, fake = draw(30, 3), 0.7 * draw(20, 3, seed=1) + 0.4
+    expected = slow_prdc(real, fake)
     found = evaluate.precision_recall_density_coverage(real.numpy(), fake.numpy())
     assert found == pytest.approx(expected) and len(set(expected.values())) == 4
     far = evaluate.precision_recall_density_coverage(real, real + 100)
@@ -1259,7 +1265,7 @@ def test_few_samples_are_judged_beside_as_few_real_ones(tmp_path, capsys):
     assert "class flat of own is not in y: no CAS" in warned and few["cas"] is None
     assert whole["cas"] is not None and whole["cas_real"] == few["cas_real"]
     fcn, file, steps = evaluate.dataset_fcn(
-        tmp_path / "runs/own", d, Config(fcn_steps=5, cas_steps=7, fcn_batch=20))
+        tmp_path / "runs/own", d, Config(seed=0, fcn_steps=5, cas_steps=7, fcn_batch=20))
     assert few["classifier"] == dict(file=str(file), steps=5, accuracy=few["fcn_accuracy"])
     assert steps == 5
     features, p = evaluate.classify(fcn, d.x_test)
@@ -1458,7 +1464,7 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     monkeypatch.setattr(evaluate, "sample", lambda p, m, labels, *rest: asked.append(labels)
                         or sample(p, m, labels, *rest))
     judged = {}  # what was counted, voted on or ranked: rounding may move that, here it is the same
-    for name in ("encode_split", "probe", "accuracy"):
+    for name in ("encode_split", "probe", "accuracy", "precision_recall_density_coverage"):
         def spy(*inputs, name=name, judge=getattr(evaluate, name)):
             judged.setdefault(name, []).append((*inputs, judge(*inputs)))
             return judged[name][-1][-1]
@@ -1477,13 +1483,13 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     model = NCVQVAE(config, 31, with_projector=False)
     model.load_state_dict(saved["state"])
     model.eval()
-    band, pooled = model.bands[0], {}
+    band, pooled, ids = model.bands[0], {}, {}
     encoded = {s: call[-1] for s, call in zip(("train", "test"), judged["encode_split"])}
     for split in x:
         u = ncvqvae.stft(x[split], 8)
         z = band.encoder(u)
         distance = torch.cdist(z.flatten(2).transpose(1, 2), band.quantizer.codebook[None])
-        tokens = encoded[split]["tokens"]  # (n, N), the nearest; of two as near, either
+        tokens = ids[split] = encoded[split]["tokens"]  # (n, N), of two as near codes either
         chosen = distance.gather(-1, tokens[..., None])[..., 0]
         torch.testing.assert_close(chosen, distance.amin(-1), atol=1e-3, rtol=0)
         z_q = band.quantizer.codebook[tokens]  # (n, N, D)
@@ -1504,10 +1510,11 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     p = Prior(config, band.quantizer.codebook, [tokens.shape[1]], 3)
     p.load_state_dict(second["state"])
     p.eval()
-    mask = prior.mask_tokens(tokens, generator(0))
-    log_p = p(tokens, mask, torch.from_numpy(y["test"])).log_softmax(-1)
-    log_p = log_p.gather(-1, tokens[..., None])[..., 0]
-    expected["prior_loss"] = -(log_p * mask).sum() / mask.sum()
+    for key, split in (("prior_loss", "test"), ("prior_loss_train", "train")):
+        mask = prior.mask_tokens(ids[split], generator(0))
+        log_p = p(ids[split], mask, torch.from_numpy(y[split])).log_softmax(-1)
+        log_p = log_p.gather(-1, ids[split][..., None])[..., 0]
+        expected[key] = -(log_p * mask).sum() / mask.sum()
 
     # 6, 6, 12 of 24 train series
     labels = torch.arange(3).repeat_interleave(torch.tensor([250, 250, 500]))
@@ -1518,7 +1525,8 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
         np.testing.assert_allclose(s["X"][:, 0], conditional.double() * std + mean, rtol=1e-5)
     assert m["n_generated"] == 1000
 
-    state = torch.load(next((tmp_path / "own").glob("fcn-*.pt")), weights_only=True)["state"]
+    assert m["classifier"]["steps"] == 3  # one batch an epoch
+    state = torch.load(m["classifier"]["file"], weights_only=True)["state"]
     fcn = evaluate.FCN(3)
     fcn.load_state_dict(state)
     fcn.eval()
@@ -1534,10 +1542,12 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     expected |= {"is": slow_is(look["fake"][1]), "is_real": slow_is(look["real"][1])}
     cas, _ = evaluate.train_fcn(conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2),
                                 tmp_path, "cas")
-    by_cas = cas(x["test"]).double().softmax(1).numpy()
-    assert len(judged["accuracy"]) == 2
-    for key, p_y, by_hand in zip(("fcn_accuracy", "cas"), judged["accuracy"],
-                                 (look["real"][1], by_cas)):
+    on_real, _ = evaluate.train_fcn(x["train"], torch.from_numpy(y["train"]), 3, Config(
+        seed=0, fcn_lr=1e-2, fcn_steps=8), tmp_path, "as long as cas")  # 2 epochs of 1000 samples
+    by_cas, by_real = (f(x["test"]).double().softmax(1).numpy() for f in (cas, on_real))
+    assert len(judged["accuracy"]) == 3
+    for key, p_y, by_hand in zip(("fcn_accuracy", "cas", "cas_real"), judged["accuracy"],
+                                 (look["real"][1], by_cas, by_real)):
         np.testing.assert_allclose(p_y[0], by_hand, atol=1e-4)
         assert p_y[1].tolist() == y["test"].tolist()
         expected[key] = np.mean([row.argmax() == k for row, k in zip(p_y[0], y["test"])])
@@ -1545,6 +1555,11 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     def nearest(a):
         return np.mean([((s - x["train"]) ** 2).sum(1).min().sqrt() for s in a])
     expected["nn_ratio"] = nearest(unconditional) / nearest(x["test"])
+    expected["nn_ratio_recon"] = nearest(x_hat) / nearest(x["test"])
+    (real, fake, _), = judged["precision_recall_density_coverage"]
+    np.testing.assert_allclose(real, look["real"][0], atol=1e-4)
+    np.testing.assert_allclose(fake, look["fake"][0], atol=1e-4)
+    expected |= slow_prdc(real, fake)
     expected |= dict(n_train=24, n_test=200, length=31, n_classes=3, complete_data=True,
                      seconds_stage1=saved["seconds"], seconds_stage2=second["seconds"])
     for key, value in expected.items():
@@ -1571,7 +1586,8 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     command(evaluate, "samples", run / "samples.npz", "--dataset", tmp_path / "own.npz",
             "--fcn-epochs", 3, "--cas-epochs", 2, "--fcn-lr", 1e-2, "--seed", 3)
     scored = json.loads(capsys.readouterr().out)
-    keys = ("nn_ratio", "fid", "is", "fid_floor", "is_real", "fcn_accuracy", "cas")
+    keys = ("nn_ratio", "fid", "is", "fid_floor", "is_real", "fcn_accuracy", "cas", "cas_real",
+            "precision", "recall", "density", "coverage", "classifier")
     assert {k: scored[k] for k in keys} == {k: m[k] for k in keys}
 
     for words, label in ((("--class", "flat"), 1), ((), 3)):  # prior.py sample: the class asked for
@@ -1605,7 +1621,8 @@ def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
     m = run_all(run, tiny_config(stage1_steps=3, stage2_steps=3,
                                  dataset=own_data(tmp_path, labels=False)))
     assert {k for k in evaluate.METRICS if m[k] is None} == {
-        "knn", "svm", "fid", "fid_floor", "fid_recon", "is", "is_real", "cas", "fcn_accuracy"}
+        "knn", "svm", "fid", "fid_floor", "fid_recon", "is", "is_real", "cas", "cas_real",
+        "precision", "recall", "density", "coverage", "fcn_accuracy"}
     with np.load(run / "samples.npz") as s:
         assert s.files == ["X"] and s["X"].shape == (16, 1, 31)
 
@@ -1744,7 +1761,7 @@ def test_the_precision_asked_for_is_that_of_every_product(tmp_path, precision):
         "prior head", "fcn convs"}
     assert set(products.values()) == {torch.bfloat16 if precision == "bf16" else torch.float32}
     own = data.load_dataset(own_data(tmp_path))
-    assert evaluate.dataset_fcn(tmp_path, own, config).precision == precision
+    assert evaluate.dataset_fcn(tmp_path, own, config)[0].precision == precision
     data.pick_device(precision)
     for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
         assert backend.allow_tf32 == (precision == "tf32")
@@ -2339,12 +2356,14 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, no_figures
                        decode_steps=3, fcn_batch=20)
     run_all(tmp_path / "a/own/r/s", base)
     m = data.read_json(tmp_path / "a/own/r/s/metrics.json")
-    samples = {"fid", "is", "cas", "nn_ratio"}
-    of_fcn = {"fid", "fid_floor", "fid_recon", "is", "is_real", "fcn_accuracy"}
-    both = of_fcn | {"cas"}
+    near = {"precision", "recall", "density", "coverage"}
+    samples = {"fid", "is", "cas", "nn_ratio"} | near
+    of_fcn = {"fid", "fid_floor", "fid_recon", "is", "is_real", "fcn_accuracy"} | near
+    both = of_fcn | {"cas", "cas_real"}
     moves = {"decode_steps": (1, samples), "choice_temperature": (0.0, samples),
              "guidance": (3.0, {"cas"}), "fcn_epochs": (1, of_fcn), "fcn_steps": (7, of_fcn),
-             "cas_epochs": (2, {"cas"}), "cas_steps": (23, {"cas"}), "fcn_batch": (24, both),
+             "cas_epochs": (2, {"cas", "cas_real"}), "cas_steps": (23, {"cas", "cas_real"}),
+             "steps_per_class": (9, set()), "fcn_batch": (24, both),  # the former: epochs decide
              "fcn_lr": (1e-2, both), "fcn_weight_decay": (9.0, both)}
     names = [f.name for f in dataclasses.fields(Config)]
     # those two: tests of their own
@@ -2356,15 +2375,32 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, no_figures
             (run / file).write_bytes((tmp_path / "a/own/r/s" / file).read_bytes())
         new = evaluate.evaluate_run(run, dataclasses.replace(base, **{name: value}))
         moved = {k for k in evaluate.METRICS if "seconds" not in k and new[k] != m[k]}
-        # an accuracy may stay by chance
-        assert expected - {"fcn_accuracy", "cas"} <= moved <= expected, (name, moved)
+        # what is counted may stay by chance
+        counted = {"fcn_accuracy", "cas", "cas_real"} | near
+        assert expected - counted <= moved <= expected, (name, moved)
         steps = {r["stage"]: r["step"] for r in ncvqvae.read_log(run) if r.get("stage") == "cas"
                  and "step" in r}
-        assert steps == {"cas": {"cas_epochs": 100, "cas_steps": 69, "fcn_batch": 42}.get(name, 50)}
+        assert steps == {"cas": {"cas_epochs": 100, "cas_steps": 23, "fcn_batch": 42}.get(name, 50)}
         before, after = (np.load(folder / "samples.npz")["X"]
                          for folder in (tmp_path / "a/own/r/s", run))
         same = np.array_equal(before, after)
         assert same == (name not in ("decode_steps", "choice_temperature", "guidance")), name
+
+
+def test_classifiers_take_more_steps_where_there_are_many_classes():
+    few, many = Config(fcn_steps=600, cas_steps=500, steps_per_class=20, seed=7), 60
+    assert evaluate.fcn_config(few, 2) == dataclasses.replace(few, seed=0)
+    assert evaluate.fcn_config(few, many).fcn_steps == 1200
+    assert evaluate.cas_config(few, 999, 2).fcn_steps == 500
+    assert evaluate.cas_config(few, 999, many).fcn_steps == 1200
+    assert evaluate.cas_config(few, 999, many).seed == 7
+    epochs = Config(fcn_epochs=3, cas_epochs=5, fcn_batch=100, steps_per_class=20)
+    assert evaluate.fcn_config(epochs, many) == dataclasses.replace(epochs, seed=0)
+    assert evaluate.cas_config(epochs, 301, many).fcn_steps == 5 * 3  # a last batch of one is left
+    for preset in ("fast", "best", "toy"):  # CAS and what it can reach: one training
+        config = Config(**data.PRESETS[preset], precision="bf16", seed=0)
+        for n_classes in (2, many):
+            assert evaluate.fcn_config(config, n_classes) == evaluate.cas_config(config, 9, n_classes)
 
 
 def test_a_classifier_of_other_epochs_is_another_file(tmp_path):

@@ -88,7 +88,8 @@ def stage1(dataset, out, trial, fields):
     model = ncvqvae.train_stage1(run, config, dataset)
     train, test = (ncvqvae.encode_split(model, x) for x in (dataset.x_train, dataset.x_test))
     knn, svm = evaluate.probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
-    fcn, *_ = evaluate.dataset_fcn(out / dataset.name, dataset, config)
+    fcn, *_ = evaluate.dataset_fcn(
+        out / dataset.name, dataset, evaluate.fcn_config(config, len(dataset.classes)))
     (real, p), (made, p_made) = (evaluate.classify(fcn, x) for x in (dataset.x_test, test["x_hat"]))
     yield dict(recon=test["errors"].sum(1).mean().item(), knn=knn, svm=svm,
                accuracy=evaluate.accuracy(p, dataset.y_test),
@@ -118,7 +119,8 @@ def judged(dataset, out, models, kind, how, n=1000, **fields):
     start, generator = time.time(), torch.Generator(ncvqvae.pick_device()).manual_seed(1)
     x = prior.sample(*models, wanted, generator, config)
     seconds = time.time() - start
-    fcn, *_ = evaluate.dataset_fcn(out / dataset.name, dataset, config)
+    fcn, *_ = evaluate.dataset_fcn(
+        out / dataset.name, dataset, evaluate.fcn_config(config, len(dataset.classes)))
     (real, _), (fake, p) = (evaluate.classify(fcn, series) for series in (dataset.x_test, x))
     fid = evaluate.frechet_distance(fake, real)
     if kind == "class":
@@ -162,7 +164,9 @@ def classifier(dataset, out, trial, fields):
     """The classifier behind FID and IS: accuracy on the held-out fifth."""
     start = time.time()
     config = config_of(dataset, out, **fields)
-    fcn, *_ = evaluate.dataset_fcn(out / dataset.name / "classifier", dataset, config)
+    fcn, *_ = evaluate.dataset_fcn(
+        out / dataset.name / "classifier", dataset,
+        evaluate.fcn_config(config, len(dataset.classes)))
     accuracy = evaluate.accuracy(evaluate.classify(fcn, dataset.x_test)[1], dataset.y_test)
     yield dict(accuracy=accuracy, minutes=(time.time() - start) / 60)
 

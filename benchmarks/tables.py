@@ -23,8 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 from data import Config, load_dataset, read_json, write_atomic, write_json
-from evaluate import (METRICS, accuracy, classify, dataset_fcn, frechet_distance, inception_score,
-                      probe)
+from evaluate import (METRICS, accuracy, classify, dataset_fcn, fcn_config, frechet_distance,
+                      inception_score, probe)
 from ncvqvae import encode_split, load_stage1, read_log
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -715,7 +715,8 @@ def parts(run_dir):
     config = data.read_config(run_dir)
     dataset = load_dataset(config.dataset)
     model, _ = load_stage1(run_dir, config, dataset)
-    fcn, *_ = dataset_fcn(Path(run_dir).parent.parent, dataset, config)
+    fcn, *_ = dataset_fcn(Path(run_dir).parent.parent, dataset,
+                         fcn_config(config, len(dataset.classes)))
     samples = data.read_arrays(Path(run_dir) / "samples.npz")
     drawn = [torch.from_numpy(((samples[k][:, 0] - dataset.mean) / dataset.std).astype(np.float32))
              for k in ("X", "X_unconditional")]
