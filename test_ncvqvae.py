@@ -289,6 +289,17 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
             parse(*words)
 
 
+def test_a_result_hangs_on_every_field_up_to_its_own_stage():
+    names, config = [f.name for f in dataclasses.fields(Config)], Config(seed=7, fcn_lr=0.5)
+    last = dict(stage1="projector_dim", stage2="token_temperature", metrics="fcn_weight_decay")
+    wanted = {result: names[:names.index(name) + 1] for result, name in last.items()}
+    wanted["fcn"] = ["seed", "precision", "fcn_epochs", "fcn_steps", "fcn_batch", "fcn_lr",
+                     "fcn_weight_decay"]
+    for result, fields in wanted.items():
+        assert config.behind(result) == {k: getattr(config, k) for k in fields if k not in (
+            "dataset", "stages", "validate_epochs")}, result
+
+
 @pytest.mark.parametrize("fields,message", [
     (dict(method="nave"), "--method nave"),
     (dict(method="naive", augmentation="warp"), "none is for naive alone"),
