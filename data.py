@@ -1,67 +1,136 @@
-"""Chapter 0: what goes in. Settings, series, augmented views, files (thesis §5.1.1, §5.2).
+"""Chapter 0: what goes in. Settings, series, augmented views, a run on disk (thesis §5.1.1, §5.2).
 
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
-Nothing here knows a model. Letters: B batch, L length, n series.
+Nothing here knows a model. Letters: B batch, L length, n series, K classes.
 
     python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # (1000, 64)
 """
-import argparse, contextlib, fcntl, hashlib, inspect, io, itertools, json, math, os, re
-import subprocess, sys, tempfile, urllib.request, zipfile
+
+import argparse
+import contextlib
+import hashlib
+import inspect
+import io
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
-# name: (train, test, classes, length, Zenodo record), the first four of thesis Table 5.2.
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+# Thesis Table 5.2. name: (train series, test series, classes, length, Zenodo record).
 THESIS_SETS = {
-    "FordA": (3601, 1320, 2, 500, 11191164), "ElectricDevices": (8926, 7711, 7, 96, 11190880),
-    "StarLightCurves": (1000, 8236, 3, 1024, 11198308), "Wafer": (1000, 6164, 2, 152, 11198387),
-    "ECG5000": (500, 4500, 5, 140, 11186692), "TwoPatterns": (1000, 4000, 4, 128, 11198356),
-    "UWaveGestureLibraryAll": (896, 3582, 8, 945, 11198366), "FordB": (3636, 810, 2, 500, 11191172),
-    "ShapesAll": (600, 600, 60, 512, 11198237), "Symbols": (25, 995, 6, 398, 11198322),
-    "SonyAIBORobotSurface1": (20, 601, 2, 70, 11198277), "Mallat": (55, 2345, 8, 1024, 11197731),
+    "FordA": (3601, 1320, 2, 500, 11191164),
+    "ElectricDevices": (8926, 7711, 7, 96, 11190880),
+    "StarLightCurves": (1000, 8236, 3, 1024, 11198308),
+    "Wafer": (1000, 6164, 2, 152, 11198387),
+    "ECG5000": (500, 4500, 5, 140, 11186692),
+    "TwoPatterns": (1000, 4000, 4, 128, 11198356),
+    "UWaveGestureLibraryAll": (896, 3582, 8, 945, 11198366),
+    "FordB": (3636, 810, 2, 500, 11191172),
+    "ShapesAll": (600, 600, 60, 512, 11198237),
+    "Symbols": (25, 995, 6, 398, 11198322),
+    "SonyAIBORobotSurface1": (20, 601, 2, 70, 11198277),
+    "Mallat": (55, 2345, 8, 1024, 11197731),
     "SonyAIBORobotSurface2": (27, 953, 2, 65, 11198290),
 }
 
-class InputError(ValueError):
-    """What the user can mend, in one line: commands print it and exit 1."""
 
-def refuse(wrong, message):
-    """Raise InputError(message) where something is wrong."""
-    if wrong:
-        raise InputError(message)
+class InputError(ValueError):
+    """What the user can mend, said in one line: commands print it and exit 1."""
+
 
 @contextlib.contextmanager
-def usable(what):
-    """Whatever a cut, foreign or hostile file raises in the block becomes one line."""
+def errors_naming(what):
+    """Turn whatever a cut, foreign or hostile file raises in the block into one line."""
     try:
         yield
     except Exception as error:
-        text = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        if not text.startswith(f"{what}: "):  # else an InputError that says all already
-            text = f"{what}: cannot be used ({text}); mend or remove it"
-        raise InputError(text) from None
+        reason = first_line(error)
+        if not reason.startswith(f"{what}"):  # else an InputError that says all already
+            reason = f"{what}: cannot be used ({reason}); mend or remove it"
+        raise InputError(reason) from None
 
-# ---- Settings: `ncvqvae.py RUN --flags` writes RUN/config.json for the later stages ----
+
+def first_line(error):
+    """The first line of an error's text, or its type where it has no text."""
+    lines = str(error).splitlines() or [""]
+    return lines[0][:300] or type(error).__name__
+
+
+def warn(text):
+    """One line on stderr for what misleads but does not stop a run."""
+    print(f"WARNING: {text}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings. `ncvqvae.py RUN --flags` writes RUN/config.json, which the later stages read.
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """What a field accepts: a number from low to high, both included."""
+
+    types: tuple
+    low: float
+    high: float
+
+    def accepts(self, value):
+        # type(), as True is an int to isinstance; nan lies between no two numbers.
+        return type(value) in self.types and self.low <= value <= self.high
+
+    def describe(self):
+        kind = "a whole number" if self.types == (int,) else "a number"
+        return f"{kind} from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """What a field accepts: one of a few values."""
+
+    values: tuple
+
+    def accepts(self, value):
+        return value in self.values and type(value) is type(self.values[0])
+
+    def describe(self):
+        return f"one of {', '.join(map(str, self.values))}"
+
+
 def number(default, low, high=10**6):
-    """A field with inclusive bounds; nan lies between no two numbers."""
-    kinds = (int,) if type(default) is int else (int, float)  # True is of neither
-    return field(default=default, metadata=dict(
-        wanted=f"{'a whole' if kinds == (int,) else 'a'} number from {low} to {high}",
-        right=lambda value: type(value) in kinds and low <= value <= high))
+    """A Config field that holds a number; a whole one where the default is whole."""
+    types = (int,) if type(default) is int else (int, float)
+    return field(default=default, metadata={"bounds": Number(types, low, high)})
+
 
 def choice(*values):
-    """A field with a few values; the first is the default."""
-    return field(default=values[0], metadata=dict(
-        wanted=f"one of {', '.join(map(str, values))}", right=lambda value: value in values))
+    """A Config field that holds one of a few values; the first is the default."""
+    return field(default=values[0], metadata={"bounds": OneOf(values)})
+
 
 @dataclass(frozen=True)
 class Config:
     """Every setting of a run; a field's comment is its --help. Raises InputError."""
+
     # The run and stage 1
-    dataset: str = "toy"  # toy, a UCR name, or the path of an own .npz
+    dataset: str = "toy"  # toy, a UCR name, an own folder or .npz
     method: str = choice("naive", "barlow", "vibcreg")  # §4.1.1, §3.3.1, §3.3.2
     augmentation: str = "none"  # warp, slice, gauss, ... joined by + (§5.1.1)
     seed: int = number(1, 0, 2**32)  # weights, batches, views; the thesis ran four
@@ -79,7 +148,7 @@ class Config:
     latent_width_high: int = number(32, 1)  # of the high band
     residual_kernel: int = choice(1, 3)  # second convolution of a residual block (ledger 2)
     residual_norm: str = choice("encoder", "both", "none")  # BatchNorm in it (ledger 20)
-    n_codes: int = number(32, 1)  # K, codebook size (§5.1.1)
+    n_codes: int = number(32, 1)  # codebook size (§5.1.1)
     ema_decay: float = number(0.9, 0, 0.999999)  # of the moving averages (§5.1.1)
     ema_initial_count: float = number(1.0, 0)  # uses of each code at the start (ledger 4)
     beta: float = number(1.0, 0)  # commitment, eq. 4.1
@@ -122,93 +191,297 @@ class Config:
 
     def __post_init__(self):
         for f in fields(self):
-            value, right = getattr(self, f.name), f.metadata.get("right", lambda v: type(v) is str)
-            refuse(not right(value), f"--{f.name.replace('_', '-')} {value}: should be "
-                                     f"{f.metadata.get('wanted', 'a name')}")
-        views, wrong = set(self.augmentation.split("+")), f"--augmentation {self.augmentation}: "
-        refuse((self.method == "naive") != (views == {"none"}), wrong + "none is for naive alone")
-        refuse(views != {"none"} and views - {*AUGMENTATIONS},
-               f"{wrong}none of {[*AUGMENTATIONS]} joined by +")
-        refuse(self.method == "naive" and self.views == 2, "--views 2: naive looks at one series")
-        refuse(self.n_fft % 4, f"--n-fft {self.n_fft}: should be a multiple of 4, its hops")
-        refuse(self.method == "vibcreg" and self.projector_dim % 64,  # IterNorm's groups
-               f"--projector-dim {self.projector_dim}: should be a multiple of 64 for vibcreg")
-        refuse(self.prior_hidden % self.prior_heads,
-               f"--prior-heads {self.prior_heads}: does not divide --prior-hidden")
+            value = getattr(self, f.name)
+            flag = f"--{f.name.replace('_', '-')} {value}"
+            bounds = f.metadata.get("bounds")
+            if bounds is None and type(value) is not str:
+                raise InputError(f"{flag}: should be a name")
+            if bounds is not None and not bounds.accepts(value):
+                raise InputError(f"{flag}: should be {bounds.describe()}")
+        names = set(self.augmentation.split("+"))
+        flag = f"--augmentation {self.augmentation}"
+        if (self.method == "naive") != (names == {"none"}):
+            raise InputError(f"{flag}: none is for naive alone")
+        if names != {"none"} and not names <= set(AUGMENTATIONS):
+            raise InputError(f"{flag}: none of {list(AUGMENTATIONS)} joined by +")
+        if self.method == "naive" and self.views == 2:
+            raise InputError("--views 2: naive looks at one series")
+        if self.n_fft % 4:
+            raise InputError(f"--n-fft {self.n_fft}: should be a multiple of 4, its hops")
+        if self.method == "vibcreg" and self.projector_dim % 64:  # IterNorm's groups
+            raise InputError(
+                f"--projector-dim {self.projector_dim}: should be a multiple of 64 for vibcreg"
+            )
+        if self.prior_hidden % self.prior_heads:
+            raise InputError(f"--prior-heads {self.prior_heads}: does not divide --prior-hidden")
 
-    def behind(self, result):
-        """The fields that "stage1", "stage2", "fcn" or "metrics" depend on."""
-        not_behind = "dataset", "stages", "validate_epochs"  # sha256 stands for the dataset
-        kept = {k: v for k, v in asdict(self).items() if k not in not_behind}
+    def settings_of(self, result):
+        """The fields that "stage1", "stage2", "fcn" or "metrics" depend on: {name: value}."""
+        values = asdict(self)
+        for name in ("dataset", "stages", "validate_epochs"):
+            del values[name]  # they change no number; the data's sha256 stands for its name
         if result == "fcn":
-            return {k: v for k, v in kept.items() if re.match("fcn_|precision|seed", k)}
-        end = {"stage1": "stage2_epochs", "stage2": "decode_steps"}.get(result)
-        return dict(itertools.takewhile(lambda item: item[0] != end, kept.items()))
+            return {name: values[name] for name in FCN_FIELDS}
+        names = list(values)
+        last = names.index(LAST_FIELD[result])
+        return {name: values[name] for name in names[: last + 1]}
 
-PRESETS = {  # field values, nothing more; a given flag wins
-    "thesis": {},
-    # Chosen on held-out series: results/fast.md.
-    "fast": dict(stage1_steps=800, stage1_batch=64, stage1_lr=3e-3, projector_dim=1024,
-                 stage2_steps=2000, stage2_batch=64, stage2_lr=4e-3, prior_hidden=128,
-                 optimizer="muon", fcn_batch=64, fcn_lr=3e-3, fcn_steps=600, cas_steps=600,
-                 steps_per_class=20, validate_epochs=100)}
-PRESETS["best"] = PRESETS["fast"] | dict(stage2_steps=4000, decode_steps=20, guidance=2.0)
-PRESETS["toy"] = PRESETS["fast"] | dict(stage1_steps=300, stage2_steps=700, validate_epochs=5)
+
+# A result depends on all fields down to this one; the classifier on its own alone.
+LAST_FIELD = {
+    "stage1": "projector_dim",
+    "stage2": "token_temperature",
+    "metrics": "fcn_weight_decay",
+}
+FCN_FIELDS = (
+    "seed",
+    "precision",
+    "fcn_epochs",
+    "fcn_steps",
+    "fcn_batch",
+    "fcn_lr",
+    "fcn_weight_decay",
+)
+
+# Field values, nothing more; a given flag wins.
+PRESETS = {"thesis": {}}
+PRESETS["fast"] = {  # chosen on held-out series: results/fast.md
+    "stage1_steps": 800,
+    "stage1_batch": 64,
+    "stage1_lr": 3e-3,
+    "projector_dim": 1024,
+    "stage2_steps": 2000,
+    "stage2_batch": 64,
+    "stage2_lr": 4e-3,
+    "prior_hidden": 128,
+    "optimizer": "muon",
+    "fcn_batch": 64,
+    "fcn_lr": 3e-3,
+    "fcn_steps": 600,
+    "cas_steps": 600,
+    "steps_per_class": 20,
+    "validate_epochs": 100,
+}
+PRESETS["best"] = PRESETS["fast"] | {"stage2_steps": 4000, "decode_steps": 20, "guidance": 2.0}
+PRESETS["toy"] = PRESETS["fast"] | {"stage1_steps": 300, "stage2_steps": 700, "validate_epochs": 5}
+
 
 class Parser(argparse.ArgumentParser):
-    """Refuses a wrong call in one line, not a page of usage."""
+    """Refuses a wrong call in one line, not with a page of usage."""
+
     def error(self, message):
         raise InputError(f"{message}; see --help")
 
+
 def add_flags(parser, first="dataset", last="fcn_weight_decay", also=()):
-    """--preset, and a --flag per field from first to last with Config's comment as its help."""
+    """Add --preset, and a --flag per field from first to last with Config's comment as its help."""
     known = Config.__dataclass_fields__
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
     parser.add_argument("--preset", choices=PRESETS, help="start values [toy: toy; else thesis]")
-    names = [*known]
-    for name in [*also, *names[names.index(first):names.index(last) + 1]]:
-        parser.add_argument("--" + name.replace("_", "-"), type=known[name].type, metavar="VALUE",
-                            default=argparse.SUPPRESS,  # so that only given flags count
-                            help=f"{comments[name]} [{known[name].default}]")
+    names = list(known)
+    wanted = names[names.index(first) : names.index(last) + 1]
+    for name in [*also, *wanted]:
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=known[name].type,
+            metavar="VALUE",
+            default=argparse.SUPPRESS,  # so that only given flags count
+            help=f"{comments[name]} [{known[name].default}]",
+        )
+
 
 def make_config(args, start=None, **fixed):
-    """The Config of flags: over `start` or the preset the flags, over them `fixed`."""
-    flags = {k: v for k, v in vars(args).items() if k in Config.__dataclass_fields__} | fixed
-    preset = "toy" if flags.get("dataset", Config.dataset) == "toy" else "thesis"
-    start = start if start and not args.preset else (start or {}) | PRESETS[args.preset or preset]
-    # Given epochs win over a preset's steps.
-    steps = {f"{s}_steps": 0 for s in ("stage1", "stage2", "fcn", "cas") if f"{s}_epochs" in flags}
-    return Config(**(start | steps | flags))
+    """The Config of parsed flags: `start` or the preset, over it the flags, over them `fixed`."""
+    given = {
+        name: value for name, value in vars(args).items() if name in Config.__dataclass_fields__
+    }
+    given |= fixed
+    if "dataset" in given:
+        given["dataset"] = resolve_dataset(given["dataset"])
+    values = dict(start or {})
+    if args.preset or not start:
+        toy = given.get("dataset", Config.dataset) == "toy"
+        values |= PRESETS[args.preset or ("toy" if toy else "thesis")]
+    for stage in ("stage1", "stage2", "fcn", "cas"):
+        if f"{stage}_epochs" in given:
+            values[f"{stage}_steps"] = 0  # given epochs win over a preset's steps
+    return Config(**values | given)
 
-# ---- Reading ----
+
+# ---------------------------------------------------------------------------------------------
+# Series (§5.2)
+# ---------------------------------------------------------------------------------------------
+
+
 @dataclass
 class Dataset:
     """A dataset, standardised by one scalar mean and std of the train split (paper §4.2.6)."""
+
     name: str
     length: int  # L
     mean: float
     std: float
     classes: list  # classes[k]: the data's own label of class k
     complete: bool  # False: counts differ from thesis Table 5.2
-    sha256: str  # of the raw values and labels
+    sha256: str  # of the raw values and labels of both splits
     x_train: torch.Tensor | None = None  # float32 (n, L), standardised
-    y_train: torch.Tensor | None = None  # int64 (n,) in 0..K-1; all 0 where K is 0, no labels
+    y_train: torch.Tensor | None = None  # int64 (n,) in 0..K-1; all 0 where there are no labels
     x_test: torch.Tensor | None = None
     y_test: torch.Tensor | None = None
 
     def info(self):
-        """What a checkpoint keeps; Dataset(**info) is the set without its series."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[:7]}
+        """What a checkpoint keeps: Dataset(**info) is the set without its series."""
+        names = ("name", "length", "mean", "std", "classes", "complete", "sha256")
+        return {name: getattr(self, name) for name in names}
 
     def to_original(self, x):
         """Standardised series (..., L) -> float64 NumPy (..., L) in the data's own units."""
         return x.double().numpy() * self.std + self.mean
 
+    def standardise(self, x):
+        """Series (..., L) in the data's own units, NumPy -> float32 tensor (..., L)."""
+        return torch.from_numpy(((x - self.mean) / self.std).astype(np.float32))
+
+    def series_like_own(self, x, where):
+        """An array of series in the data's units -> standardised (n, L). InputError by its name."""
+        x = as_series(x, where)
+        if x.shape[1] != self.length:
+            raise InputError(f"{where}: length {x.shape[1]}, {self.name} has {self.length}")
+        near = np.abs((x - self.mean) / self.std).max(1) < 1e9  # nan is not near either
+        if not near.all():
+            raise InputError(
+                f"{where}: series {near.argmin() + 1} holds NaN, inf, or a value over 1e9 standard "
+                "deviations off; mend or remove it"
+            )
+        return self.standardise(x)
+
     def label(self, word):
         """Index of the class that the data calls `word`. InputError for an unknown one."""
-        words, word = [str(c) for c in self.classes], str(parse_label(str(word)))
-        refuse(word not in words, f"class {word}: {self.name} has {', '.join(words) or 'none'}")
+        words = [str(c) for c in self.classes]
+        word = str(parse_label(str(word)))
+        if word not in words:
+            raise InputError(f"class {word}: {self.name} has {', '.join(words) or 'none'}")
         return words.index(word)
+
+
+def load_dataset(name, root=None):
+    """Read `toy`, a UCR set in root/NAME, an own folder or an own .npz -> Dataset. §5.2.
+
+    root: $UCR_DIR, else datasets; what is missing there is downloaded. Raises InputError that names
+    file and row for NaN, one class, too few or too short series, a label of the test split alone.
+    """
+    name = resolve_dataset(name)
+    files = (f"{name}, train", f"{name}, test")
+    if name == "toy":
+        splits = [toy_split(seed) for seed in (0, 1)]
+    elif name.endswith(".npz"):
+        splits = read_npz(name)
+        name = Path(name).stem
+    else:
+        files = find_files(name, root)
+        splits = [read_split(file) for file in files]
+        name = Path(name).name
+    (x_train, words_train), (x_test, words_test) = splits
+    check_shapes(name, x_train, x_test)
+    if words_train is None:
+        classes = []
+        y_train, y_test = (np.zeros(len(x), dtype=np.int64) for x in (x_train, x_test))
+    else:
+        classes, y_train, y_test = index_labels(name, files, words_train, words_test)
+    mean, std = mean_and_std(name, files, x_train, x_test)
+    found = (len(x_train), len(x_test), len(classes), x_train.shape[1])
+    raw = b"".join(array.tobytes() for array in (x_train, x_test, y_train, y_test))
+    dataset = Dataset(
+        name=name,
+        length=x_train.shape[1],
+        mean=mean,
+        std=std,
+        classes=classes,
+        complete=agrees_with_thesis(name, found),
+        sha256=hashlib.sha256(raw).hexdigest(),
+        y_train=torch.from_numpy(y_train),
+        y_test=torch.from_numpy(y_test),
+    )
+    dataset.x_train = dataset.standardise(x_train)
+    dataset.x_test = dataset.standardise(x_test)
+    return dataset
+
+
+def resolve_dataset(name):
+    """The one place where the name of a dataset becomes a path: absolute where it is one."""
+    if name.endswith(".npz") or "/" in name or os.sep in name:
+        return str(Path(name).expanduser().resolve())
+    return name
+
+
+def toy_split(seed):
+    """1000 series of two_patterns with little noise, so that minutes are enough to learn them.
+
+    Of length 64, as at 128 the classifier, which sees 14 steps, cannot learn their order.
+    """
+    x, y = two_patterns(1000, 64, seed, noise=0.2)
+    return x.double().numpy(), [str(label) for label in y.tolist()]
+
+
+def two_patterns(n, length, seed, noise=1.0):
+    """The process of Geurts (2002): noise with two steps, each up (-5, 5) or down (5, -5).
+
+    Returns x float32 (n, length) in original units and y int64 (n,) = 2 (first is up) + (second is
+    up), balanced to within one series.
+    """
+    rng = np.random.default_rng(seed)
+    x = noise * rng.standard_normal((n, length))
+    y = rng.permutation(np.arange(n) % 4)
+    least = length // 8  # of a step's width
+    for i in range(n):
+        # Four cut points split the series into gap, step, gap, step, gap.
+        cuts = np.sort(rng.integers(0, length - 2 * least + 1, 4)) + [0, least, least, 2 * least]
+        for begin, end, up in ((cuts[0], cuts[1], y[i] // 2), (cuts[2], cuts[3], y[i] % 2)):
+            half = (begin + end) // 2
+            x[i, begin:half] += -5 if up else 5
+            x[i, half:end] += 5 if up else -5
+    return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
+
+
+# ---- What a dataset has to be ----
+
+
+def check_shapes(name, x_train, x_test):
+    """Refuse splits (n, L) of different, too few or too short series."""
+    n, length = x_train.shape
+    n_test, length_test = x_test.shape
+    if length != length_test or length < 8 or min(n, n_test) < 2:  # 8: a frame of the STFT
+        raise InputError(
+            f"{name}: {n} train series of {length}, {n_test} test series of {length_test} values; "
+            "need 2 of 8 each"
+        )
+
+
+def index_labels(name, files, words_train, words_test):
+    """Labels as they were read -> the classes, sorted, and y_train, y_test int64 (n,) in 0..K-1.
+
+    Numbers where all of them are numbers ("1" and "1.0" are one class), else words.
+    """
+    labels = [[parse_label(word) for word in words] for words in (words_train, words_test)]
+    if any(isinstance(label, str) and label != "nan" for label in labels[0] + labels[1]):
+        labels = [words_train, words_test]  # a mixture of numbers and words is words
+    classes = sorted(set(labels[0]), key=lambda label: (isinstance(label, str), label))
+    index = {label: k for k, label in enumerate(classes)}
+    for file, split in zip(files, labels, strict=True):
+        for row, label in enumerate(split, 1):
+            missing = str(label).lower() in ("", "nan", "none", "?")
+            if missing or label not in index or len(index) < 2:
+                shown = classes if len(classes) <= 10 else [*classes[:10], "..."]
+                raise InputError(
+                    f"{name}: {file}, series {row} has label {label!r}; should be one of at least "
+                    f"2 of the train split: {shown}"
+                )
+    if len(classes) == len(words_train) > 2:
+        warn(f"{name}: as many classes as train series, {len(classes)}: is {files[0]}'s first "
+             "column an index and not a label?")  # fmt: skip
+    y_train, y_test = (np.array([index[v] for v in split], dtype=np.int64) for split in labels)
+    return classes, y_train, y_test
+
 
 def parse_label(text):
     """A number where it is one ("1", "1.0", "1e+00" are one class), else the word."""
@@ -219,189 +492,318 @@ def parse_label(text):
                 return int(value) if value == int(value) else value
     return text  # "inf" and "nan" too
 
-def read_split(path):
-    """Read a UCR split: x float64 (n, L) and a list of n labels. InputError with file and row.
 
-    .tsv (label first, tabs), .txt (label first, blanks), .ts (header, commas, `:label` last).
-    """
-    path, rows, labels = Path(path), [], []
-    separator = {".ts": ",", ".tsv": "\t"}.get(path.suffix)  # None: blanks
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # -sig: skip a BOM
-        for row, line in enumerate(file, 1):
-            if not line.strip() or path.suffix == ".ts" and line[0] in "#@":
-                continue
-            with usable(f"{path}, row {row}"):
-                refuse(re.search("[\udc80-\udcff]", line), "not UTF-8")
-                if path.suffix == ".ts":
-                    body, _, label = line.rpartition(":")  # another channel's colon is no number
-                else:
-                    label, body = [*line.strip().split(separator, 1), ""][:2]
-                values = np.array(body.split(separator), dtype=np.float64)
-                refuse("_" in body, "1_0 is no number")  # to Python it is 10
-                refuse(rows and len(values) != len(rows[0]), f"length {len(values)}, not as before")
-            rows.append(values)
-            labels.append(label.strip())
-    refuse(not rows, f"{path}: no series in it; replace the file")
-    return np.stack(rows), labels
+def mean_and_std(name, files, x_train, x_test):
+    """Mean and std of the train split (n, L). Refuses what cannot be standardised by them."""
+    for file, x in zip(files, (x_train, x_test), strict=True):
+        finite = np.isfinite(x).all(1)
+        if not finite.all():
+            row = finite.argmin() + 1
+            raise InputError(
+                f"{name}: {file}, series {row} holds NaN or inf; fill the gap or remove it"
+            )
+    with np.errstate(all="ignore"):  # what overflows is refused here
+        mean, std = float(x_train.mean()), float(x_train.std())
+        if not 1e-13 * np.abs(x_train).max() < std < math.inf:  # float64 resolves 1e-16
+            raise InputError(
+                f"{name}: {files[0]} has mean {mean:g}, standard deviation {std:g}: nothing to "
+                "standardise; rescale it"
+            )
+        for file, x in zip(files, (x_train, x_test), strict=True):
+            near = np.abs((x - mean) / std).max(1) < 1e9
+            if not near.all():
+                row = near.argmin() + 1
+                raise InputError(
+                    f"{name}: {file}, series {row} lies over 1e9 standard deviations off; mend or "
+                    "remove it"
+                )
+        warn_of_dwarfing(name, files, x_train, x_test)
+    return mean, std
+
+
+def warn_of_dwarfing(name, files, x_train, x_test):
+    """Warn where a few values or series are so large that the others look constant beside them."""
+    typical = np.percentile(np.abs(x_train - np.median(x_train)), 90)
+    spreads = x_train.std(1)
+    if typical == 0:
+        return  # most values are one constant: no scale to compare with
+    for file, x in zip(files, (x_train, x_test), strict=True):
+        off = np.abs(x - np.median(x_train)).max(1)
+        if off.max() > 500 * typical:
+            value = x[off.argmax()][np.abs(x[off.argmax()] - np.median(x_train)).argmax()]
+            warn(f"{name}: {file}, series {off.argmax() + 1} has a value of {value:g} where nine "
+                 f"of ten lie within {typical:g} of the median: a code for missing?")  # fmt: skip
+            return
+    small = (spreads > 0) & (spreads < spreads.max() / 500)
+    if small.mean() > 0.1:
+        warn(f"{name}: {files[0]}, series {small.argmax() + 1} and {small.sum() - 1} others vary "
+             "500 times less than the largest: one mean and std for all hides them")  # fmt: skip
+
+
+def agrees_with_thesis(name, found):
+    """Are train, test, classes and length those of Table 5.2? Warns where not."""
+    if name not in THESIS_SETS or found == THESIS_SETS[name][:4]:
+        return True
+    warn(f"{name}: train, test, classes, length are {found}, Table 5.2 has {THESIS_SETS[name][:4]}")
+    return False
+
+
+# ---- Files ----
+
+
+def read_npz(path):
+    """Own data: [(x float64 (n, L), n labels or None)] of both splits."""
+    arrays = read_arrays(path, ("X_train", "y_train", "X_test", "y_test"))
+    needed = ["X_train", "X_test"]
+    if "y_train" in arrays or "y_test" in arrays:
+        needed += ["y_train", "y_test"]
+    if not set(needed) <= set(arrays):
+        raise InputError(f"{path}: has {list(arrays)}, needs {needed}")
+    splits = []
+    for split in ("train", "test"):
+        x = as_series(arrays[f"X_{split}"], f"{path}, X_{split}")
+        words = None
+        if f"y_{split}" in arrays:
+            words = as_labels(arrays[f"y_{split}"], len(x), f"{path}, y_{split}")
+        splits.append((x, words))
+    return splits
+
 
 def as_series(x, where):
     """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L)."""
-    x = x[:, 0] if x.ndim == 3 and x.shape[1] == 1 else x  # (n, L)
-    refuse(x.ndim != 2 or x.dtype.kind not in "fiu",
-           f"{where}: {x.dtype} {x.shape}, should be numbers (n, L), one channel")
+    if x.ndim == 3 and x.shape[1] == 1:
+        x = x[:, 0]  # (n, L)
+    if x.ndim == 3 and x.dtype.kind in "fiu":
+        raise InputError(f"{where}: {x.shape}: {x.shape[1]} channels, one channel is read (n, L)")
+    if x.ndim != 2 or x.dtype.kind not in "fiu":
+        raise InputError(f"{where}: {x.dtype} {x.shape}, should be numbers (n, L), one channel")
     return x.astype(np.float64)
 
-def read_npz(path):
-    """Own data: [(x (n, L), labels or None)] of both splits."""
-    arrays, splits = read_arrays(path), []
-    labelled = "y_train" in arrays or "y_test" in arrays
-    needed = ["X_train", "X_test"] + ["y_train", "y_test"] * labelled
-    refuse(not set(needed) <= set(arrays), f"{path}: has {[*arrays]}, needs {needed}")
-    for split in ("train", "test"):
-        x, y = as_series(arrays[f"X_{split}"], f"{path}, X_{split}"), arrays.get(f"y_{split}")
-        if y is not None:
-            refuse(y.shape != x.shape[:1], f"{path}, y_{split}: {y.shape}, expected ({len(x)},)")
-            y = [str(v) for v in (np.char.decode(y) if y.dtype.kind == "S" else y).tolist()]
-        splits.append((x, y))
-    return splits
 
-def load_dataset(name, root=None):
-    """`toy`, a UCR set in root/NAME (root: $UCR_DIR or datasets), or an own .npz's path -> Dataset.
+def as_labels(y, n, where):
+    """An array (n,) of numbers, words or UTF-8 bytes as a list of n words."""
+    if y.shape != (n,):
+        raise InputError(f"{where}: {y.shape}, expected ({n},)")
+    if y.dtype.kind == "S":
+        with errors_naming(where):
+            y = np.char.decode(y, "utf-8")
+    return [str(label) for label in y.tolist()]
 
-    InputError: NaN, one class, too few or short, a label of the test split alone. §5.2.
+
+def find_files(name, root=None):
+    """The files of both splits of a UCR set, which is downloaded if need be, or of an own folder.
+
+    NAME/NAME_TRAIN.tsv (.ts, .txt, .csv) and NAME_TEST, below root for a UCR set.
     """
-    root = root or os.environ.get("UCR_DIR") or "datasets"
-    files = f"{name}, train", f"{name}, test"
-    if name == "toy":  # less noise than Geurts' 1: learnt in minutes; short: an FCN sees both steps
-        splits = [two_patterns(1000, 64, seed, noise=0.2) for seed in (0, 1)]
-        splits = [(x.double().numpy(), [str(v) for v in y.tolist()]) for x, y in splits]
-    elif name.endswith(".npz"):
-        splits, name = read_npz(name), Path(name).stem
-    else:
-        refuse(not re.fullmatch(r"[A-Za-z0-9_-]+", name),
-               f"dataset {name!r}: should be toy, a UCR name, or a path that ends in .npz")
-        if None in find_splits(name, root):
-            download_dataset(name, root)
-        files = find_splits(name, root)
-        splits = [read_split(file) for file in files]
-    (x_train, y_train), (x_test, y_test) = splits
-    (n, L), (m, L_test) = x_train.shape, x_test.shape
-    refuse(L != L_test or L < 8 or min(n, m) < 2,  # 8: a frame of the STFT
-           f"{name}: {n} train series of {L}, {m} test series of {L_test} values; need 2 of 8 each")
-    classes = []
-    if y_train is not None:
-        parsed = [[parse_label(w) for w in y] for y in (y_train, y_test)]
-        if any(isinstance(v, str) and v != "nan" for v in parsed[0] + parsed[1]):
-            parsed = [y_train, y_test]  # a mixture of numbers and words is words
-        index = {c: k for k, c in enumerate(sorted(set(parsed[0])))}  # label -> 0..K-1
-        classes = list(index)
-        for words, file in zip(parsed, files):
-            for row, word in enumerate(words, 1):
-                refuse(word not in index or len(index) < 2 or str(word).lower() in ("", "nan"),
-                       f"{name}: {file}, series {row} has label {word!r}; should be one of at "
-                       f"least 2 of the train split: {classes}")
-        y_train, y_test = (torch.tensor([index[v] for v in y]) for y in parsed)
-    else:
-        y_train, y_test = torch.zeros(n, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
-    with np.errstate(all="ignore"):  # what overflows is refused here
-        mean, std = float(x_train.mean()), float(x_train.std())
-        scaled = [(x - mean) / std for x in (x_train, x_test)]
-        for raw, x, file in zip((x_train, x_test), scaled, files):
-            finite, near = np.isfinite(raw).all(1), np.abs(x).max(1) < 1e9
-            refuse(not finite.all(), f"{name}: {file}, series {finite.argmin() + 1} holds NaN or "
-                                     "inf; fill the gap or remove it")
-            refuse(not 1e-13 * np.abs(x_train).max() < std < math.inf,  # float64 resolves 1e-16
-                   f"{name}: {files[0]} has mean {mean:g}, standard deviation {std:g}: nothing to "
-                   "standardise; rescale it")
-            refuse(not near.all(), f"{name}: {file}, series {near.argmin() + 1} lies over 1e9 "
-                                   "standard deviations off; mend or remove it")
-    found = (n, m, len(classes), L)
-    if not (complete := found == THESIS_SETS.get(name, found)[:4]):
-        print(f"WARNING: {name}: train, test, classes, length are {found}, Table 5.2 has "
-              f"{THESIS_SETS[name][:4]}", file=sys.stderr)
-    raw = [np.asarray(a).tobytes() for a in (x_train, x_test, y_train, y_test)]
-    x_train, x_test = (torch.from_numpy(x.astype(np.float32)) for x in scaled)  # (n, L)
-    return Dataset(name, L, mean, std, classes, complete, hashlib.sha256(b"".join(raw)).hexdigest(),
-                   x_train, y_train, x_test, y_test)
+    if os.sep in name:  # an own folder
+        folder = Path(name)
+        files = find_splits(folder.name, folder.parent)
+        if None in files:
+            raise InputError(
+                f"{folder}: no such file, or no folder with {folder.name}_TRAIN.csv (.tsv, .ts, "
+                f".txt) and {folder.name}_TEST in it"
+            )
+        return files
+    root = Path(root or os.environ.get("UCR_DIR") or "datasets").expanduser()
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise InputError(
+            f"dataset {name!r}: should be toy, a UCR name, the path of a folder, or one that ends "
+            "in .npz"
+        )
+    if None in find_splits(name, root):
+        download_dataset(name, root)
+    return find_splits(name, root)
 
-def two_patterns(n, length, seed, noise=1.0):
-    """The process of Geurts (2002): noise with two steps, each up (-5, 5) or down (5, -5).
 
-    x float32 (n, length) in original units, y int64 (n,) = 2 (first is up) + (second is up),
-    balanced to within one series.
+def find_splits(name, root):
+    """Paths of root/NAME/NAME_TRAIN.tsv (.ts, .txt, .csv) and NAME_TEST; None where missing."""
+    found = []
+    for split in ("TRAIN", "TEST"):
+        stem = Path(root) / name / f"{name}_{split}"
+        paths = [Path(f"{stem}{suffix}") for suffix in (".tsv", ".ts", ".txt", ".csv")]
+        found.append(next((path for path in paths if path.is_file()), None))
+    return found
+
+
+def read_split(path):
+    """Read one split: x float64 (n, L) and n labels, None where it has none. InputError with row.
+
+    .tsv (label first, tabs), .txt (label first, blanks), .csv (label first, commas; with a header,
+    the label is the first column where that is called label, class, y or target, else there is
+    none), .ts (header, commas, `:label` last).
     """
-    rng = np.random.default_rng(seed)
-    x = noise * rng.standard_normal((n, length))
-    y = rng.permutation(np.arange(n) % 4)
-    least = length // 8  # of a step's width
-    for i in range(n):
-        # Four cut points split the series into gap, step, gap, step, gap.
-        cuts = np.sort(rng.integers(0, length - 2 * least + 1, 4)) + [0, least, least, 2 * least]
-        for begin, end, up in ((*cuts[:2], y[i] // 2), (*cuts[2:], y[i] % 2)):
-            half = (begin + end) // 2
-            x[i, begin:half] += -5 if up else 5
-            x[i, half:end] += 5 if up else -5
-    return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
+    path = Path(path)
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # -sig: skip a BOM
+        lines = list(enumerate(file, 1))
+    if path.suffix == ".ts":
+        lines, labelled = skip_ts_header(path, lines)
+    else:
+        labelled = True
+    rows, labels = [], []
+    for number, line in lines:
+        if not line.strip():
+            continue
+        where = f"{path}, row {number}"
+        if re.search("[\udc80-\udcff]", line):
+            raise InputError(f"{where}: not UTF-8; save it as UTF-8")
+        if path.suffix == ".csv" and not rows and is_header(line):
+            labelled = line.split(",")[0].strip().strip('"').lower() in LABEL_COLUMNS
+            continue
+        label, values = split_line(where, path.suffix, line.strip(), labelled)
+        if rows and len(values) != len(rows[0]):
+            raise InputError(
+                f"{where}: length {len(values)}, not as before, {len(rows[0])}; mend or remove it"
+            )
+        rows.append(values)
+        labels.append(label)
+    if not rows:
+        raise InputError(f"{path}: no series in it; replace the file")
+    return np.stack(rows), labels if labelled else None
+
+
+LABEL_COLUMNS = ("label", "labels", "class", "y", "target")
+
+
+def skip_ts_header(path, lines):
+    """The numbered lines behind @data of a .ts file, and whether they end in a label.
+
+    InputError where the header says what is not read: several channels, a regression target, time
+    stamps. All in front of @data is header, comments with # or % too.
+    """
+    header = {}
+    for i, (_, line) in enumerate(lines):
+        words = line.strip().lower().split()
+        if not words or not words[0].startswith("@"):
+            continue
+        header[words[0]] = words[1:]
+        if words[0] == "@data":
+            lines = lines[i + 1 :]
+            break
+    else:
+        raise InputError(f"{path}: no @data line; is it a .ts file?")
+
+    def says(key, value):
+        return header.get(key, [""])[:1] == [value]
+
+    if says("@univariate", "false") or (header.get("@dimensions") or ["1"])[0] not in ("1",):
+        raise InputError(f"{path}: several channels; one is read")
+    if says("@targetlabel", "true"):
+        raise InputError(f"{path}: a regression target; classes or no labels are read")
+    if says("@timestamps", "true"):
+        raise InputError(f"{path}: time stamps; equally spaced values are read")
+    return lines, not says("@classlabel", "false")
+
+
+def split_line(where, suffix, line, labelled):
+    """A line of a file of series -> its label (None where there is none) and float64 values (L)."""
+    if suffix == ".ts":
+        *channels, label = line.split(":") if labelled else (line, None)
+        if not channels:
+            raise InputError(f"{where}: no label behind a colon, as the header promises")
+        if len(channels) > 1:
+            raise InputError(f"{where}: {len(channels)} channels; one is read")
+        cells = channels[0].split(",")
+    else:
+        separator = {".tsv": "\t", ".csv": ",", ".txt": None}[suffix]  # None: blanks
+        cells = line.split(separator)
+        if len(cells) == 1 and suffix == ".tsv":
+            raise InputError(f"{where}: expects tabs between values; .csv has commas, .txt blanks")
+        label, cells = (cells[0], cells[1:]) if labelled else (None, cells)
+    for column, cell in enumerate(cells, 1):
+        if cell.strip() in ("?", ""):
+            raise InputError(f"{where}: value {column} is missing; fill the gap or remove the row")
+        if "_" in cell:  # to Python 1_0 is 10
+            raise InputError(f"{where}: {cell.strip()} is no number")
+    try:
+        values = np.array(cells, dtype=np.float64)
+    except ValueError as error:
+        raise InputError(f"{where}: {first_line(error)}; mend or remove it") from None
+    return label.strip().strip('"') if labelled else None, values
+
+
+def is_header(line):
+    """Is a line of a .csv a header: names, or the counting of columns that pandas writes?"""
+    cells = [parse_label(cell.strip().strip('"')) for cell in line.split(",")]
+    if isinstance(cells[-1], str):
+        return True
+    if isinstance(cells[0], str):
+        return cells[1:] == list(range(len(cells) - 1))
+    return cells == list(range(len(cells)))
+
 
 # ---- Download: what can be read gets its place ----
-def find_splits(name, root):
-    """Paths of root/NAME/NAME_TRAIN.tsv (.ts, .txt) and NAME_TEST; None for what is missing."""
-    stems = [Path(root) / name / f"{name}_{split}" for split in ("TRAIN", "TEST")]
-    return [next((p for s in (".tsv", ".ts", ".txt") if (p := Path(f"{stem}{s}")).is_file()), None)
-            for stem in stems]
+
 
 def _fetch(url, folder):
     """Put the file behind a URL into a folder, of a zip both splits."""
     request = urllib.request.Request(url, headers={"User-Agent": "ncvqvae"})
     with urllib.request.urlopen(request, timeout=60) as reply:
         body = reply.read()
-        refuse(reply.status != 200 or reply.length,  # a 202 without content, half a file
-               f"answered {reply.status}, {len(body)} bytes, {reply.length} missing")
+        if reply.status != 200 or reply.length:  # a 202 without content, half a file
+            raise InputError(f"answered {reply.status}, {len(body)} bytes, {reply.length} missing")
     if not url.endswith(".zip"):
-        return (folder / Path(url).name).write_bytes(body)
+        (folder / Path(url).name).write_bytes(body)
+        return
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
         for member in archive.namelist():  # flat names alone: ../x cannot climb out
             if re.fullmatch(rf"{folder.name}_(TRAIN|TEST)\.(ts|txt)", member):
                 archive.extract(member, folder)
 
+
 def download_dataset(name, root):
-    """Download a UCR set into root/NAME from the first host that has it whole."""
+    """Download a UCR set into root/NAME from the first host that has it whole, or InputError."""
     hosts = {"https://timeseriesclassification.com": [f"aeon-toolkit/{name}.zip"]}
     if name in THESIS_SETS:
         record = f"records/{THESIS_SETS[name][4]}/files/{name}"
         hosts["https://zenodo.org"] = [f"{record}_TRAIN.ts", f"{record}_TEST.ts"]
-    reasons, final = [], Path(root) / name
+    reasons = []
+    place = Path(root) / name
     Path(root).mkdir(parents=True, exist_ok=True)
     for host, paths in hosts.items():
         print(f"{name}: downloading from {host}", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=root) as staging:
             try:
-                (folder := Path(staging) / name).mkdir()
+                folder = Path(staging) / name
+                folder.mkdir()
                 for path in paths:
                     _fetch(f"{os.environ.get('UCR_MIRROR') or host}/{path}", folder)
                 files = find_splits(name, staging)
-                refuse(None in files, f"no {name}_TRAIN or _TEST")
+                if None in files:
+                    raise InputError(f"no {name}_TRAIN or _TEST")
                 for file in files:
                     read_split(file)
-                final.mkdir(exist_ok=True)
-                return [os.replace(file, final / file.name) for file in files]
+                place.mkdir(exist_ok=True)
+                for file in files:
+                    os.replace(file, place / file.name)
+                return
             except Exception as error:  # hosts, zips and disks fail in many ways
-                reasons.append(f"{host}: {error or type(error).__name__}")
-    raise InputError(f"{name}: not in {root} and no mirror has it ({'; '.join(reasons)}). Get it "
-                     "from www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone), put "
-                     f"{name}_TRAIN.tsv and {name}_TEST.tsv into {final}/")
+                reasons.append(f"{host}: {first_line(error)}")
+    raise InputError(
+        f"{name}: not in {root} and no mirror has it ({'; '.join(reasons)}). Get it from "
+        "www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone), put "
+        f"{name}_TRAIN.tsv and {name}_TEST.tsv into {place}/"
+    )
 
-# ---- Augmentations (§5.1.1; drafts of the project thesis): x (B, L) -> (B, L) ----
-# On x's device, in its dtype, a fresh draw per series.
-def _uniform(x, shape, low, high, g):
-    return low + (high - low) * torch.rand(shape, generator=g, device=x.device, dtype=x.dtype)
 
-def _normal(x, shape, g):
-    return torch.randn(shape, generator=g, device=x.device, dtype=x.dtype)
+# ---------------------------------------------------------------------------------------------
+# Augmentations (§5.1.1; drafts of the project thesis): x (B, L) -> (B, L), on x's device, in its
+# dtype, a fresh draw per series.
+# ---------------------------------------------------------------------------------------------
+
+
+def _uniform(x, shape, low, high, generator):
+    draws = torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype)
+    return low + (high - low) * draws
+
+
+def _normal(x, shape, generator):
+    return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+
 
 def amplitude_resize(x, generator=None, std=0.2):
-    """Each series times 1 + N(0, std^2): peaks differ in height. §5.1.1."""
+    """Multiply each series by 1 + N(0, std^2): peaks differ in height. §5.1.1."""
     return x * (1 + std * _normal(x, (len(x), 1), generator))
+
 
 def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     """Slow a random window by U[low, high], interpolate back to length L. §5.1.1.
@@ -421,6 +823,7 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     weight = (i - left).clamp(0, 1)
     return x.gather(1, left) * (1 - weight) + x.gather(1, left + 1) * weight
 
+
 def slice_and_shuffle(x, generator=None, pieces=4):
     """Cut each series at random places and permute the pieces. §5.1.1.
 
@@ -428,69 +831,90 @@ def slice_and_shuffle(x, generator=None, pieces=4):
     """
     B, L = x.shape
     # Distinct cuts in 1 .. L-1: the places of the smallest of L - 1 random numbers.
-    cuts = 1 + torch.rand(B, L - 1, generator=generator, device=x.device).argsort(1)[:, :pieces - 1]
+    draws = torch.rand(B, L - 1, generator=generator, device=x.device)
+    cuts = 1 + draws.argsort(1)[:, : pieces - 1]  # (B, pieces-1)
     place = torch.rand(B, pieces, generator=generator, device=x.device).argsort(1)  # (B, pieces)
     i = torch.arange(L, device=x.device)  # (L)
     piece = (i >= cuts[:, :, None]).sum(1)  # (B, L) piece that i lies in
     return x.gather(1, (place.gather(1, piece) * L + i).argsort(1))  # by new place, then by old
 
+
 def gaussian_noise(x, generator=None, std=0.05):
     """Add N(0, std^2): high frequencies, which VQ-VAEs reconstruct worst. §5.1.1."""
     return x + std * _normal(x, x.shape, generator)
+
 
 def flip(x, generator=None):
     """Reverse time with probability 1/2. Drafts (ledger 24)."""
     return torch.where(_uniform(x, (len(x), 1), 0, 1, generator) < 0.5, x.flip(1), x)
 
+
 def slope(x, generator=None, limit=0.01):
     """Add a line through the origin, U[-limit, limit] per time step. Drafts."""
-    time = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)  # (L)
-    return x + _uniform(x, (len(x), 1), -limit, limit, generator) * time
+    time_steps = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)  # (L)
+    return x + _uniform(x, (len(x), 1), -limit, limit, generator) * time_steps
+
 
 def phase_shift(x, generator=None, limit=math.pi / 4):
     """Add U[-limit, limit] to the phase of each bin and frame. Drafts (ledger 23)."""
     n_fft = 2 ** math.ceil(math.log2(x.shape[1]))  # hop n_fft/4, no window
     window = torch.ones(n_fft, device=x.device, dtype=x.dtype)
     u = torch.stft(x, n_fft, window=window, return_complex=True)  # (B, n_fft/2+1, frames)
-    turn = torch.polar(torch.ones_like(u.real), _uniform(x, u.shape, -limit, limit, generator))
+    angle = _uniform(x, u.shape, -limit, limit, generator)
+    turn = torch.polar(torch.ones_like(u.real), angle)
     return torch.istft(u * turn, n_fft, window=window, length=x.shape[1])
 
+
 def roundtrip(x, generator=None):
-    """The last L mod 8 samples are 0, as in the published views (ledger 18)."""
+    """Set the last L mod 8 samples to 0, as in the published views (ledger 18)."""
     # Not told the length, an inverse STFT of n_fft 32, hop 8 ends with the last whole hop.
-    return torch.nn.functional.pad(x[:, :x.shape[1] // 8 * 8], (0, x.shape[1] % 8))
+    tail = x.shape[1] % 8
+    return torch.nn.functional.pad(x[:, : x.shape[1] - tail], (0, tail))
+
+
+def warp(x, generator=None):
+    """Change the height of peaks, then the pace of a window. §5.1.1."""
+    return window_warp(amplitude_resize(x, generator), generator)
+
+
+def jitter(x, generator=None):
+    """Add N(0, 0.1^2). Drafts."""
+    return gaussian_noise(x, generator, std=0.1)
+
 
 AUGMENTATIONS = {
-    "warp": lambda x, g: window_warp(amplitude_resize(x, g), g),
-    "slice": slice_and_shuffle, "gauss": gaussian_noise, "amplitude": amplitude_resize,
-    "flip": flip, "slope": slope, "phase": phase_shift, "roundtrip": roundtrip,
-    "jitter": lambda x, g: gaussian_noise(x, g, std=0.1),
+    "warp": warp,
+    "slice": slice_and_shuffle,
+    "gauss": gaussian_noise,
+    "amplitude": amplitude_resize,
+    "flip": flip,
+    "slope": slope,
+    "phase": phase_shift,
+    "roundtrip": roundtrip,
+    "jitter": jitter,
 }
 
+
 def augment(x, spec, generator=None):
-    """The view x' = T(x), (B, L) -> (B, L); spec joins AUGMENTATIONS by +, in their order."""
+    """The view x' = T(x), (B, L) -> (B, L); spec joins names of AUGMENTATIONS by +, in order."""
     for name in spec.split("+"):  # e.g. warp+gauss
         x = AUGMENTATIONS[name](x, generator)
     return x
 
-# ---- Device, files that are whole or not there, the lock ----
-def pick_device(precision="float32"):
-    """$DEVICE, else cuda, else cpu. Sets what float32 means there."""
-    # mps has to be asked for: some releases of torch compute wrongly on it.
-    name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    # GPUs round convolutions to TF32 unless told not to, products if told to.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    with usable(f"DEVICE={name}"):
-        device = torch.Generator(torch.ones(1, device=name).device).device
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # cuda:1: else some calls go to the first
-    return device
+
+# ---------------------------------------------------------------------------------------------
+# Commands and devices
+# ---------------------------------------------------------------------------------------------
+
 
 def run_command(main):
     """Run main(); what the user can mend becomes one line and exit code 1."""
     try:
-        refuse(not hasattr(torch.optim, "Muon"), f"torch {torch.__version__} is too old: 2.9 or "
-               "later is needed; pip install -r requirements.txt, or use run.sh, which does")
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(
+                f"torch {torch.__version__} is too old: 2.9 or later is needed; pip install -r "
+                "requirements.txt, or use run.sh, which does"
+            )
         main()
     except BrokenPipeError:  # our reader left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -506,8 +930,34 @@ def run_command(main):
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on")
 
+
+def pick_device(precision="float32"):
+    """$DEVICE, else cuda, else cpu. Sets what float32 means there."""
+    # mps has to be asked for: some releases of torch compute wrongly on it.
+    name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    # GPUs round convolutions to TF32 unless told not to, products if told to.
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    with errors_naming(f"DEVICE={name}"):
+        device = torch.Generator(torch.ones(1, device=name).device).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # cuda:1: else some calls go to the first
+    return device
+
+
+def use_fast_layout(model):
+    """Lay convolutions out channels last, where short rows are convolved faster."""
+    if next(model.parameters()).device.type != "mps":  # wrong gradients there
+        model.to(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------------------------------------
+# A run on disk: files that are whole or not there, the lock, the log, going on after a kill
+# ---------------------------------------------------------------------------------------------
+
+
 def write_atomic(path, write):
-    """write(file) under another name, then rename: path is the old file or the new."""
+    """Call write(file) under another name, then rename: path is the old file or the new one."""
     temporary = Path(f"{path}.tmp")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -521,72 +971,372 @@ def write_atomic(path, write):
             temporary.unlink()
         raise InputError(f"{path}: cannot be written ({error}); what was there is intact") from None
 
+
 def write_json(path, value):
-    """value as JSON, whole or not at all."""
-    write_atomic(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+    """Write value as JSON, whole or not at all."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
 
-def _read(path, parse, kind=dict):
-    """parse(path), where that is there and of a kind."""
-    refuse(not Path(path).exists(), f"{path}: not there; run the stage that makes it")
-    with usable(path):
-        value = parse(path)
-        refuse(not isinstance(value, kind), f"holds a {type(value).__name__}")
-    return value
 
-def read_arrays(path):
-    """The arrays of an .npz by name, never unpickled."""
-    arrays = _read(path, lambda path: dict(np.load(path, allow_pickle=False)))
-    return {key: np.asarray(value) for key, value in arrays.items()}
+def require_file(path, mend):
+    """Refuse a path that is not there, with what to do about it."""
+    if not Path(path).exists():
+        raise InputError(f"{path}: {mend}")
+
+
+def read_arrays(path, names):
+    """Those arrays of an .npz that have these names: {name: array}. Nothing is unpickled."""
+    require_file(path, "no such file")
+    arrays = {}
+    with errors_naming(path):
+        if Path(path).suffix == ".npy":
+            raise InputError(f"{path}: a single array; save it with np.savez(file, X=array)")
+        with np.load(path, allow_pickle=False) as file:
+            for name in names:
+                if name not in file.files:
+                    continue
+                try:
+                    arrays[name] = np.asarray(file[name])
+                except ValueError as error:
+                    if "Object arrays" not in str(error):
+                        raise
+                    raise InputError(
+                        f"{path}, {name}: an object array; save {name}.astype(str) for words, "
+                        "numbers as float"
+                    ) from None
+    return arrays
+
+
+def refuse_foreign(path, names):
+    """Refuse to write over a file that holds anything but arrays of these names, as ours do."""
+    if not path.endswith(".npz"):
+        raise InputError(f"--out {path}: should end in .npz")
+    if Path(path).exists():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = file.files
+        except Exception:  # no .npz at all
+            found = ["?"]
+        if not set(found) <= set(names):
+            raise InputError(f"--out {path}: is there and is no file of ours; name another")
+
 
 def read_json(path):
-    """A JSON file's object."""
-    return _read(path, lambda path: json.loads(Path(path).read_text()))
+    """A JSON file's object, a dict."""
+    require_file(path, "not there; run the stage that makes it")
+    with errors_naming(path):
+        value = json.loads(Path(path).read_text())
+        if not isinstance(value, dict):
+            raise InputError(f"holds a {type(value).__name__}")
+    return value
+
+
+def read_config(run_dir):
+    """The Config of a run folder; a field that did not exist when it was made has its default."""
+    path = Path(run_dir) / "config.json"
+    values = read_json(path)
+    refuse_unknown_fields(path, values)
+    with errors_naming(path):
+        return Config(**values)
+
+
+def refuse_unknown_fields(path, values):
+    """Refuse settings that this version of the program does not have."""
+    unknown = sorted(set(values) - set(Config.__dataclass_fields__))
+    if unknown:
+        raise InputError(
+            f"{path}: has a setting {', '.join(unknown)}, which is gone; use the version that "
+            "made it, or remove it"
+        )
+
+
+def check_same(path, saved, wanted):
+    """Refuse a file made with other settings or data, naming what differs.
+
+    A setting that the file lacks did not exist when it was made: it had what is the default now.
+    """
+    for name, value in sorted(wanted.items()):
+        before = saved.get(name, getattr(Config, name, None))
+        if before != value:
+            raise InputError(
+                f"{path}: made with {name} = {before!r}, this run has {value!r}; change that, "
+                "remove it, or set another OUT"
+            )
+
+
+def finite(weights):
+    """Are a state dict's values finite?"""
+    return all(value.isfinite().all() for value in weights.values())
+
 
 def load_checkpoint(path):
     """A checkpoint's dict. weights_only: nothing that a file carries is executed."""
-    return _read(path, lambda path: torch.load(path, "cpu", weights_only=True))
+    require_file(path, "not there; run the stage that makes it")
+    with errors_naming(path):
+        checkpoint = torch.load(path, "cpu", weights_only=True)
+        if not isinstance(checkpoint, dict):
+            raise InputError(f"holds a {type(checkpoint).__name__}")
+    return checkpoint
 
-def read_config(run_dir):
-    """The Config of a run folder."""
-    path = Path(run_dir) / "config.json"
-    return _read(path, lambda path: Config(**json.loads(path.read_text())), Config)
 
-def check_same(path, saved, wanted):
-    """Refuse a file made with other settings or data, naming what differs."""
-    for key in sorted(set(saved) | set(wanted)):
-        refuse(saved.get(key) != wanted.get(key), f"{path}: made with {key} = {saved.get(key)!r}, "
-               f"this run has {wanted.get(key)!r}; change that, remove it, or set another OUT")
+def read_checkpoint(path, result, config=None, dataset=None):
+    """A finished checkpoint's dict and the Config that made it.
+
+    result: "stage1", "stage2" or "fcn", whose settings have to be config's, and the data dataset's,
+    where these are given.
+    """
+    checkpoint = load_checkpoint(path)
+    with errors_naming(path):
+        made_with = dict(checkpoint["identity"])
+        wanted = config.settings_of(result) if config else {}
+        if dataset:
+            wanted["sha256"] = dataset.sha256
+        check_same(path, made_with, wanted)
+        made_with.pop("sha256")
+        refuse_unknown_fields(path, made_with)
+        if not finite(checkpoint["state"]):
+            raise InputError("weights not finite")
+        return checkpoint, Config(**made_with)  # checks every value again
+
+
+def ready(model, checkpoint, path, precision):
+    """A module with a checkpoint's weights, on the device, in eval mode, for use alone."""
+    with errors_naming(path):
+        model.load_state_dict(checkpoint["state"])
+    return model.to(pick_device(precision)).eval().requires_grad_(False)
+
 
 @contextlib.contextmanager
 def hold(folder, wait=False):
-    """Hold a folder for this process. A second one is refused, or waits its turn."""
+    """Hold a folder for this process. A second process is refused, or waits its turn."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / ".lock", "a") as file:  # closing it, or dying, lets go
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if fcntl is None:
+                raise OSError
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: another process works on it; wait or set another OUT")
+            if not wait:
+                raise InputError(
+                    f"{folder}: another process works on it; wait or set another OUT"
+                ) from None
+            print(f"{folder}: waiting for the process that works on it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # some network file systems have none
-            print(f"WARNING: {folder}: no lock; start no second process on it", file=sys.stderr)
+            warn(f"{folder}: no lock; start no second process on it")
         yield
+
+
+def read_log(run_dir):
+    """The records of a run's log.jsonl, half lines left out."""
+    path = Path(run_dir) / "log.jsonl"
+    records = []
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError):  # a crash cut it
+                records.append(dict(json.loads(line)))
+    return records
+
 
 def git_commit():
     """The checkout's commit, None outside one."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "rev-parse", "HEAD"]
     with contextlib.suppress(OSError):  # no git
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).resolve().parent,
-                              capture_output=True, text=True).stdout.strip() or None
+        return (
+            subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
+        )
+
+
+def steps_per_epoch(n, batch):
+    """Batches of n series; a last one of a single series, which has no variance, is dropped."""
+    return math.ceil(n / batch) - (1 if n % batch == 1 else 0)
+
+
+GO_ON = (
+    "The same command goes on from the last saved step; if it stops at the same step again, try a "
+    "smaller learning rate"
+)
+
+
+class Training:
+    """What the training loops share but for the mathematics: batches, log, and going on.
+
+    Iterating gives index batches (B,) until total_steps; after each step the loop calls
+    step_done(). An interrupted run, even one ended by kill -9, goes on from its resume file and
+    ends bit for bit the same (on a CPU).
+
+    stage: the name of its log lines and files. identity: what has to be the same to go on, settings
+    and the data's sha256. n: series. steps: the schedule's, 0 where epochs decide.
+    """
+
+    SECONDS = 60  # between two resume files
+
+    def __init__(
+        self, folder, stage, model, optimizers, identity, *, n, batch, epochs, steps, seed
+    ):
+        self.folder = Path(folder)
+        self.stage = stage
+        self.model = model
+        self.optimizers = optimizers
+        self.identity = identity
+        self.n_series = n
+        self.batch = batch
+        self.steps_per_epoch = steps_per_epoch(n, batch)
+        self.total_steps = steps or epochs * self.steps_per_epoch
+        self.log_every = max(1, self.total_steps // 200)  # about 200 logged steps
+        self.device = next(model.parameters()).device
+        self.generator = torch.Generator(self.device).manual_seed(seed)  # batches and draws
+        self.step = 0  # steps done
+        self.row_order = torch.zeros(0, dtype=torch.int64)  # of the epoch
+        self.last_line = "nothing"
+        self.started = time.time()
+        self.saved = time.time()
+        self.resume_path = self.folder / f"{stage}.resume.pt"
+        if self.resume_path.exists():
+            self._resume()
+        self._start_log()
+
+    def __iter__(self):
+        while self.step < self.total_steps:
+            start = self.step % self.steps_per_epoch * self.batch
+            if start == 0:  # a new epoch
+                self.row_order = torch.randperm(
+                    self.n_series, generator=self.generator, device=self.device
+                )
+            yield self.row_order[start : start + self.batch]
+            if time.time() - self.saved > self.SECONDS:  # what belongs to the step is done
+                self._save()
+
+    def cosine(self, learning_rate):
+        """The learning rate of the coming step: from `learning_rate` by a cosine to 0 (§5.1.1)."""
+        return learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / self.total_steps))
+
+    def step_done(self, loss, **terms):
+        """Count the step just taken; log it if due."""
+        self.step += 1
+        if self.just_logged:
+            self.log(loss=loss.detach(), **terms)
+
+    @property
+    def just_logged(self):
+        """Is the step just taken one that is logged?"""
+        return self.step % self.log_every == 0 or self.step in (1, self.total_steps)
+
+    def ends(self, epochs):
+        """Did the step just taken end the schedule, or so many epochs? 0: never."""
+        if epochs == 0:
+            return False
+        return self.step == self.total_steps or self.step % (epochs * self.steps_per_epoch) == 0
+
+    def log(self, **values):
+        """Write floats of the step just taken into log.jsonl, some onto stderr. Refuses NaN."""
+        values = {name: float(value) for name, value in values.items()}  # waits for the device
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if not all(map(math.isfinite, values.values())):
+            raise InputError(
+                f"{self.stage}: not finite at step {self.step}: {text}; before: {self.last_line}. "
+                f"{GO_ON}"
+            )
+        self.last_line = f"step {self.step}: {text}"
+        epoch = (self.step - 1) // self.steps_per_epoch + 1
+        record = {"stage": self.stage, "step": self.step, "epoch": epoch, **values}
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.step % (10 * self.log_every) == 0 or self.step == self.total_steps:
+            minutes = (time.time() - self.started) / 60
+            of = minutes * self.total_steps / self.step
+            print(
+                f"{self.stage}, {minutes:.1f} of {of:.1f} min, {self.last_line}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def finish(self, path, **extra):
+        """Write the checkpoint: weights but the projector's, identity, step, seconds, extra."""
+        state = self.model.state_dict()
+        state = {name: v.cpu() for name, v in state.items() if "projector" not in name}
+        self._write(path, state, state=state, **extra)
+        self.resume_path.unlink(missing_ok=True)
+
+    def _write(self, path, weights, **content):
+        if not finite(weights):
+            raise InputError(
+                f"{self.stage}: weights not finite at step {self.step}, nothing is written. {GO_ON}"
+            )
+        content["identity"] = self.identity
+        content["step"] = self.step
+        content["seconds"] = time.time() - self.started
+        write_atomic(path, lambda file: torch.save(content, file))
+
+    def _save(self):
+        weights = self.model.state_dict()
+        self._write(
+            self.resume_path,
+            weights,
+            model=weights,
+            generator=self.generator.get_state(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            order=self.row_order,
+        )
+        self.saved = time.time()
+
+    def _resume(self):
+        state = load_checkpoint(self.resume_path)
+        with errors_naming(self.resume_path):  # of another device type, perhaps
+            check_same(self.resume_path, state["identity"], self.identity)
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.generator.set_state(state["generator"])
+            self.row_order = state["order"].to(self.device)
+            self.step = state["step"]
+            self.started -= state["seconds"]  # spent before the interruption
+
+    def _start_log(self):
+        # What was logged behind the resume file will be logged again: drop it.
+        kept = []
+        for record in read_log(self.folder):
+            if record.get("stage") != self.stage or record.get("step", 0) <= self.step:
+                kept.append(record)
+        start = {
+            "event": "start",
+            "stage": self.stage,
+            "from_step": self.step,
+            "argv": sys.argv,
+            "device": str(self.device),
+            "python": sys.version,
+            "torch": torch.__version__,
+            "commit": git_commit(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        }
+        kept.append(start | self.identity)
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomic(self.folder / "log.jsonl", lambda file: file.write(lines.encode()))
+
 
 def main():
-    """Refuse a wrong value anywhere in run.sh's grid before anything runs."""
+    """Refuse a wrong value or an unknown dataset anywhere in run.sh's grid before anything runs."""
     parser = Parser(prog="run.sh", allow_abbrev=False)
     for position in ("methods", "augmentations", "seeds"):
         parser.add_argument(position, type=lambda text: text.split(","))
+    parser.add_argument("--datasets", nargs="*", default=[])
     add_flags(parser, "views")
     args = parser.parse_args()
-    for method, view, seed in itertools.product(args.methods, args.augmentations, args.seeds):
-        refuse(not seed.isdigit(), f"SEED {seed}: should be a whole number")
-        make_config(args, method=method, augmentation="none" if method == "naive" else view,
-                    seed=int(seed))
+    grid = itertools.product(args.methods, args.augmentations, args.seeds)
+    for method, augmentation, seed in grid:
+        if not seed.isdigit():
+            raise InputError(f"SEED {seed}: should be a whole number")
+        if method == "naive":
+            augmentation = "none"
+        make_config(args, method=method, augmentation=augmentation, seed=int(seed))
+    for dataset in args.datasets:
+        name = resolve_dataset(dataset)
+        if name.endswith(".npz"):
+            require_file(name, "no such file")
+        elif name != "toy":
+            find_files(name)  # a UCR set is downloaded if need be
+
 
 if __name__ == "__main__":
     run_command(main)

@@ -5,12 +5,17 @@
     prior -> class-conditional series -> a fresh FCN -> accuracy on the real test split: CAS
 
     python evaluate.py run     runs/Symbols/vibcreg-slice/seed1  # metrics.json, samples, figures
-    python evaluate.py samples x.npz --dataset FordA  # scores any model's series
+    python evaluate.py samples x.npz --dataset FordA --preset fast  # scores any model's series
     python evaluate.py compare runs/Symbols/*/seed*  # a row a run
 
-Letters: n series, L length, D code dimension, K classes or codes, P features of the FCN (128).
+Letters: n series, L length, D code dimension, K classes, P features of the FCN (128).
 """
-import hashlib, json, math, os, sys, time
+
+import hashlib
+import json
+import os
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,57 +23,136 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 
-from data import (Config, Parser, add_flags, as_series, check_same, hold, load_dataset, make_config,
-                  pick_device, read_arrays, read_config, read_json, refuse, run_command, write_json)
-from ncvqvae import Training, batches_per_epoch, encode_split, load_model, load_stage1
-from prior import load_stage2, prior_loss, sample, save_samples
+from data import (
+    Config,
+    InputError,
+    Parser,
+    Training,
+    add_flags,
+    as_labels,
+    check_same,
+    first_line,
+    hold,
+    load_dataset,
+    make_config,
+    pick_device,
+    read_arrays,
+    read_checkpoint,
+    read_config,
+    read_json,
+    read_log,
+    ready,
+    run_command,
+    steps_per_epoch,
+    use_fast_layout,
+    warn,
+    write_atomic,
+    write_json,
+)
+from ncvqvae import encode_split, load_stage1
+from prior import class_proportions, load_prior, prior_loss, sample, save_samples
 
-# What `compare` shows, and all that metrics.json has.
-SHOWN = ("recon", "knn", "svm", "codes_used", "prior_loss", "fid", "fid_recon", "fid_floor", "is",
-         "is_real", "cas", "cas_real", "precision", "recall", "density", "coverage", "nn_ratio")
-METRICS = (*SHOWN, "recon_time", "recon_timefreq", "recon_last_batch", "perplexity",
-           "prior_loss_train", "nn_ratio_recon", "fcn_accuracy", "n_train", "n_test",
-           "n_generated", "length", "n_classes", "seconds_stage1", "seconds_stage2",
-           "seconds_evaluate", "complete_data")
+# What `compare` shows.
+SHOWN = (
+    "recon",
+    "knn",
+    "svm",
+    "codes_used",
+    "prior_loss",
+    "fid",
+    "fid_recon",
+    "fid_floor",
+    "is",
+    "is_real",
+    "cas",
+    "cas_real",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "nn_ratio",
+)
+# All that metrics.json has.
+METRICS = (
+    *SHOWN,
+    "recon_time",
+    "recon_timefreq",
+    "recon_last_batch",
+    "perplexity",
+    "prior_loss_train",
+    "nn_ratio_recon",
+    "fcn_accuracy",
+    "n_train",
+    "n_test",
+    "n_generated",
+    "length",
+    "n_classes",
+    "seconds_stage1",
+    "seconds_stage2",
+    "seconds_evaluate",
+    "complete_data",
+)
 
-# ---- Stage 1: probes and codes (§6.1) ----
+# ---------------------------------------------------------------------------------------------
+# Stage 1: probes and codes (§6.1)
+# ---------------------------------------------------------------------------------------------
+
+
 def probe(z_train, y_train, z_test, y_test):
     """Test accuracy of KNN (k = 5) and a linear SVM (C = 1). z (n, D), y (n,). §5.1.2.
 
     Features are scaled to (-1, 1) by the train split's extremes (ledger 31).
     """
-    def score(classifier):
-        pipeline = make_pipeline(MinMaxScaler((-1, 1)), classifier).fit(z_train, y_train)
-        return float(pipeline.score(z_test, y_test))
-    return score(KNeighborsClassifier(min(5, len(z_train)))), score(SVC(kernel="linear", C=1.0))
+    scores = []
+    for classifier in (KNeighborsClassifier(min(5, len(z_train))), SVC(kernel="linear", C=1.0)):
+        pipeline = make_pipeline(MinMaxScaler((-1, 1)), classifier)
+        pipeline.fit(z_train, y_train)
+        scores.append(float(pipeline.score(z_test, y_test)))
+    return scores
+
 
 def code_usage(tokens, n_codes):
     """Codes in use, the perplexity exp(entropy) of their shares. tokens (n, N) -> int, float."""
-    p = torch.bincount(tokens.flatten(), minlength=n_codes).double()  # (K) counts
-    p = p / p.sum()  # (K) shares
-    return int((p > 0).sum()), float(torch.exp(-torch.special.xlogy(p, p).sum()))
+    counts = torch.bincount(tokens.flatten(), minlength=n_codes).double()  # (codes)
+    p = counts / counts.sum()  # shares
+    entropy = -torch.special.xlogy(p, p).sum()  # 0 log 0 = 0
+    return int((p > 0).sum()), float(torch.exp(entropy))
 
-# ---- The classifier behind IS, FID and CAS (Wang et al. 2017; §2.7.1, ledger 15) ----
+
+# ---------------------------------------------------------------------------------------------
+# The classifier behind IS, FID and CAS (Wang et al. 2017; §2.7.1, ledger 15)
+# ---------------------------------------------------------------------------------------------
+
+
 class FCN(nn.Module):
     """Fully convolutional classifier, filters of width 8, 5, 3. x (B, L) -> logits (B, K)."""
+
     def __init__(self, n_classes, precision="float32"):
         super().__init__()
         self.precision = precision
         # Conv1d as Conv2d in channels_last: 1.4 times faster on a CPU.
-        self.convs = nn.Sequential(*[
-            nn.Sequential(nn.Conv2d(a, b, (1, k), padding=padding), nn.BatchNorm2d(b),
-                          nn.ReLU(inplace=True))
-            for a, b, k, padding in ((1, 128, 8, 0), (128, 256, 5, "same"), (256, 128, 3, "same"))])
+        layers = []
+        for channels, filters, width, padding in (
+            (1, 128, 8, 0),  # forward pads
+            (128, 256, 5, "same"),
+            (256, 128, 3, "same"),
+        ):
+            conv = nn.Conv2d(channels, filters, (1, width), padding=padding)
+            layers.append(nn.Sequential(conv, nn.BatchNorm2d(filters), nn.ReLU(inplace=True)))
+        self.convs = nn.Sequential(*layers)
         self.head = nn.Linear(128, n_classes)
 
     def features(self, x):
         """Average-pooled features (B, L) -> (B, P) float32, what FID compares."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        bf16 = self.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             # "same" for width 8: 3 before, 4 behind (ledger 30); torch would warn of it.
             h = self.convs(F.pad(x, (3, 4))[:, None, None])  # (B, P, 1, L)
         return h.float().mean((2, 3))
@@ -76,101 +160,139 @@ class FCN(nn.Module):
     def forward(self, x):
         return self.head(self.features(x))
 
+
 def train_fcn(x, y, n_classes, config, folder, name):
-    """Train an FCN on x (n, L), y (n,) in 0..K-1. -> FCN in eval mode, its unfinished Training.
+    """Train an FCN on x (n, L), y (n,) in 0..K-1 -> FCN in eval mode, its unfinished Training.
 
     AdamW, cosine, all epochs, as published (ledger 15).
     """
     device = pick_device(config.precision)
     torch.manual_seed(config.seed)
     model = FCN(n_classes, config.precision).to(device)
+    use_fast_layout(model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), weight_decay=config.fcn_weight_decay, fused=True
+    )
     digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
-    training = Training(folder, "fcn", model, config, digest, len(x), name)
+    training = Training(
+        folder,
+        name,
+        model,
+        [optimizer],
+        config.settings_of("fcn") | {"sha256": digest},
+        n=len(x),
+        batch=config.fcn_batch,
+        epochs=config.fcn_epochs,
+        steps=config.fcn_steps,
+        seed=config.seed,
+    )
     x, y = x.to(device), y.to(device)  # (n, L), (n,)
     model.train()  # BatchNorm of the batch
     for rows in training:
-        training.update(F.cross_entropy(model(x[rows]), y[rows]))
+        loss = F.cross_entropy(model(x[rows]), y[rows])
+        for group in optimizer.param_groups:
+            group["lr"] = training.cosine(config.fcn_lr)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        training.step_done(loss)
     return model.eval().requires_grad_(False), training
 
-def dataset_fcn(folder, dataset, config):
-    """The dataset's classifier from folder, trained where missing. Runs share it: others wait.
 
-    Returns the FCN in eval mode, its file and the number of its steps.
+def with_steps(config, steps, n_classes):
+    """The config of a classifier that takes so many steps, or more where there are many classes."""
+    return replace(config, fcn_steps=max(steps, config.steps_per_class * n_classes))
+
+
+def fcn_config(config, n_classes):
+    """The config of the classifier behind FID and IS, which all seeds share."""
+    if config.fcn_steps:
+        config = with_steps(config, config.fcn_steps, n_classes)
+    return replace(config, seed=0)
+
+
+def cas_config(config, n, n_classes):
+    """The config of a classifier trained on n generated series: as many steps on any other n."""
+    if config.cas_steps:
+        config = with_steps(config, config.cas_steps, n_classes)
+    else:
+        steps = config.cas_epochs * steps_per_epoch(n, config.fcn_batch)
+        config = replace(config, fcn_steps=steps)
+    return replace(config, fcn_epochs=Config.fcn_epochs)  # which the steps replace
+
+
+def dataset_fcn(folder, dataset, config):
+    """The dataset's classifier of a config from folder, trained where missing.
+
+    Runs share it: others wait. Returns the FCN in eval mode, its file, the number of its steps.
     """
-    x, y = dataset.x_train, dataset.y_train
-    what = json.dumps(config.behind("fcn") | {"sha256": dataset.sha256})
-    name = f"fcn-{hashlib.sha256(what.encode()).hexdigest()[:8]}"  # of other settings: another
-    path, n_classes = Path(folder) / f"{name}.pt", len(dataset.classes)
+    identity = config.settings_of("fcn") | {"sha256": dataset.sha256}
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    name = f"fcn-{digest[:8]}"  # of other settings: another
+    path = Path(folder) / f"{name}.pt"
+    n_classes = len(dataset.classes)
     with hold(folder, wait=True):
         if not path.exists():
-            train_fcn(x, y, n_classes, config, folder, name)[1].finish(path)
-    fcn, checkpoint = load_model(path, "fcn", lambda c, _: FCN(n_classes, c.precision), config)
+            x, y = dataset.x_train, dataset.y_train
+            _, training = train_fcn(x, y, n_classes, config, folder, name)
+            training.finish(path)
+    checkpoint, made_with = read_checkpoint(path, "fcn", config)
+    fcn = ready(FCN(n_classes, made_with.precision), checkpoint, path, made_with.precision)
     return fcn, path, checkpoint["step"]
+
 
 @torch.no_grad()
 def classify(fcn, x):
     """Features (n, P) and class probabilities (n, K) of series x (n, L), float64 NumPy."""
     device = next(fcn.parameters()).device
     features = torch.cat([fcn.features(part.to(device)) for part in x.split(256)])  # (n, P)
-    return features.cpu().double().numpy(), fcn.head(features).cpu().double().softmax(1).numpy()
+    p = fcn.head(features).cpu().double().softmax(1)
+    return features.cpu().double().numpy(), p.numpy()
+
 
 def accuracy(p, y):
     """Share of rows of p (n, K) whose largest entry is at y (n,)."""
     return float((p.argmax(1) == y.numpy()).mean())
 
-# ---- Sample metrics (§2.7.1) ----
+
+# ---------------------------------------------------------------------------------------------
+# Sample metrics (§2.7.1)
+# ---------------------------------------------------------------------------------------------
+
+
 def frechet_distance(f1, f2):
     """Fréchet distance of Gaussians fitted to features f1 (n1, P), f2 (n2, P), float64. Eq. 2.21.
 
     Tr (S1 S2)^1/2 is the sum of the roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is
     symmetric: singular covariances are no trouble. ValueError for under 2 rows.
     """
-    f1, f2 = np.asarray(f1, dtype=np.float64), np.asarray(f2, dtype=np.float64)
+    f1 = np.asarray(f1, dtype=np.float64)
+    f2 = np.asarray(f2, dtype=np.float64)
     if min(len(f1), len(f2)) < 2:
         raise ValueError("frechet_distance: a covariance needs at least 2 rows")
-    s1, s2 = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (f1, f2))  # P = 1 comes as a scalar
+    s1 = np.atleast_2d(np.cov(f1, rowvar=False))  # (P, P); of P = 1 it comes as a scalar
+    s2 = np.atleast_2d(np.cov(f2, rowvar=False))
     values, vectors = np.linalg.eigh(s1)  # (P), (P, P)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T  # S1^1/2
     cross = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root).clip(0)).sum()  # Tr (S1 S2)^1/2
-    return float(((f1.mean(0) - f2.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * cross)
+    means = ((f1.mean(0) - f2.mean(0)) ** 2).sum()
+    return float(means + np.trace(s1) + np.trace(s2) - 2 * cross)
+
 
 def inception_score(p, splits=10, seed=0):
-    """exp(E KL(p(y|x) || p(y))), the mean over shuffled splits. p (n, K) -> float. Eq. 2.19."""
+    """exp(E KL(p(y|x) || p(y))), the mean over shuffled splits. p (n, K) -> float. Eq. 2.19.
+
+    1: samples alike or vague; K: sharp and even.
+    """
     p = np.asarray(p, dtype=np.float64)
-    parts = np.array_split(p[np.random.default_rng(seed).permutation(len(p))], min(splits, len(p)))
-    scores = []  # 1: samples alike or vague; n_classes: sharp and even
-    for part in parts:
+    shuffled = p[np.random.default_rng(seed).permutation(len(p))]
+    scores = []
+    for part in np.array_split(shuffled, min(splits, len(p))):
         part = part + 1e-300  # 0 log 0 = 0
-        scores.append(np.exp((part * np.log(part / part.mean(0))).sum(1).mean()))  # the mean: p(y)
+        kl = (part * np.log(part / part.mean(0))).sum(1)  # the mean over rows is p(y)
+        scores.append(np.exp(kl.mean()))
     return float(np.mean(scores))
 
-def fcn_config(config, n_classes):
-    """The settings of the classifier behind FID and IS, which all seeds share."""
-    steps = config.fcn_steps and max(config.fcn_steps, config.steps_per_class * n_classes)
-    return replace(config, seed=0, fcn_steps=steps)
-
-def cas_config(config, n, n_classes):
-    """Those of a classifier trained on n generated series: as many steps on any other n."""
-    if config.cas_steps:
-        steps = max(config.cas_steps, config.steps_per_class * n_classes)
-    else:
-        steps = config.cas_epochs * batches_per_epoch(n, config.fcn_batch)
-    return replace(config, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
-
-def classification_accuracy_score(x, y, dataset, config, folder):
-    """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,).
-
-    None, with a warning, where y lacks a class of the data.
-    """
-    absent = [c for k, c in enumerate(dataset.classes) if not (y == k).any()]
-    if absent:
-        print(f"WARNING: class {', '.join(map(str, absent))} of {dataset.name} is not in y: no CAS",
-              file=sys.stderr)
-        return None
-    config = cas_config(config, len(x), len(dataset.classes))
-    fcn, training = train_fcn(x, y, len(dataset.classes), config, folder, "cas")  # from scratch
-    training.resume.unlink(missing_ok=True)
-    return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
 
 def precision_recall_density_coverage(real, fake, k=5):
     """Are samples near the data, and how much of the data do they cover? Features (n, P) -> dict.
@@ -180,18 +302,40 @@ def precision_recall_density_coverage(real, fake, k=5):
     real balls around a fake one over k; coverage: share of real balls that hold a fake one (Naeem
     et al. 2020): neither hangs on one outlier's large ball. ValueError for under 2 rows.
     """
-    real, fake = (torch.as_tensor(f, dtype=torch.float64) for f in (real, fake))
+    real = torch.as_tensor(real, dtype=torch.float64)
+    fake = torch.as_tensor(fake, dtype=torch.float64)
     if min(len(real), len(fake)) < 2:
         raise ValueError("precision_recall_density_coverage: a neighbour needs at least 2 rows")
 
     def radii(f):  # (n) to the k-th neighbour; the nearest is the row itself
         return torch.cdist(f, f).kthvalue(min(k, len(f) - 1) + 1, dim=1).values
+
     distances = torch.cdist(real, fake)  # (n_real, n_fake)
-    in_real = distances <= radii(real)[:, None]
-    in_fake = distances <= radii(fake)
-    shares = dict(precision=in_real.any(0), recall=in_fake.any(1), coverage=in_real.any(1))
-    scores = {name: share.double().mean().item() for name, share in shares.items()}
-    return scores | dict(density=in_real.double().sum(0).mean().item() / k)
+    in_real_ball = distances <= radii(real)[:, None]
+    in_fake_ball = distances <= radii(fake)
+    return {
+        "precision": in_real_ball.any(0).double().mean().item(),
+        "recall": in_fake_ball.any(1).double().mean().item(),
+        "density": in_real_ball.double().sum(0).mean().item() / k,
+        "coverage": in_real_ball.any(1).double().mean().item(),
+    }
+
+
+def classification_accuracy_score(x, y, dataset, config, folder):
+    """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,).
+
+    None, with a warning, where y lacks a class of the data.
+    """
+    absent = [str(label) for k, label in enumerate(dataset.classes) if not (y == k).any()]
+    if absent:
+        warn(f"class {', '.join(absent)} of {dataset.name} is not in y: no CAS")
+        return None
+    n_classes = len(dataset.classes)
+    config = cas_config(config, len(x), n_classes)
+    fcn, training = train_fcn(x, y, n_classes, config, folder, "cas")  # from scratch
+    training.resume_path.unlink(missing_ok=True)
+    return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
+
 
 def nearest_neighbour_ratio(generated, train, test):
     """Mean distance generated -> nearest train over that of test -> nearest train; all (n, L).
@@ -199,175 +343,500 @@ def nearest_neighbour_ratio(generated, train, test):
     Under that of reconstructed test series it hints at memorising (§6.4): smooth series lie nearer
     to others, new ones too. None where every test series is a train series.
     """
-    def mean_nearest(a):  # no products: those lose small distances
-        nearest = [torch.cdist(part, train, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-                   for part in a.split(256)]
-        return torch.cat(nearest).double().mean().item()
+
+    def mean_nearest(series):
+        distances = []
+        for part in series.split(256):  # no products: those lose small distances
+            d = torch.cdist(part, train, compute_mode="donot_use_mm_for_euclid_dist")
+            distances.append(d.amin(1))
+        return torch.cat(distances).double().mean().item()
+
     real = mean_nearest(test)  # how near unseen series lie
     return mean_nearest(generated) / real if real > 0 else None
 
-def class_proportions(y, total):
-    """Labels (total,) in the proportions of y (n,) to within one. total >= n: none forgotten."""
-    return y.sort().values[torch.arange(total) * len(y) // total]
+
+def memorising(generated, dataset, x_hat=None):
+    """nn_ratio of samples, and nn_ratio_recon of reconstructed test series where they are there.
+
+    Warns where samples lie nearer to train series than new ones of their smoothness would (§6.4).
+    """
+    x_train, x_test = dataset.x_train, dataset.x_test
+    scores = {"nn_ratio": nearest_neighbour_ratio(generated, x_train, x_test)}
+    limit = 0.5  # smoothing real series alone makes 0.76 to 0.95
+    who = "half of what test series have"
+    if x_hat is not None:
+        limit = scores["nn_ratio_recon"] = nearest_neighbour_ratio(x_hat, x_train, x_test)
+        who = "reconstructions of test series"
+    if scores["nn_ratio"] is not None and scores["nn_ratio"] < 0.999 * limit:
+        warn(
+            f"nn_ratio {scores['nn_ratio']:.2f} < {limit:.2f}, {who}, hints at memorising (§6.4): "
+            "samples lie nearer to train series than new ones would"
+        )
+    return scores
+
 
 def score_samples(generated, conditional, labels, dataset, config, folder, x_hat=None):
-    """Every sample metric, by its key in metrics.json, of standardised series; the classifier's
-    file, steps and accuracy as `classifier`.
+    """Every sample metric, by its key in metrics.json, of standardised series.
 
     generated (n, L) for FID and IS; conditional (n', L) for CAS where it has labels (n',); x_hat:
     the reconstructed test split, where samples are a run's. folder: the run's, two below the
-    dataset's.
+    dataset's. `classifier`: the file, steps and accuracy of the one behind FID and IS.
     """
-    out = memorising(generated, dataset, x_hat)
-    if not dataset.classes:
-        return out  # what is left needs a classifier
-    n, n_train, n_test = len(generated), len(dataset.x_train), len(dataset.x_test)
+    scores = memorising(generated, dataset, x_hat)
+    n_classes = len(dataset.classes)
+    if n_classes == 0:
+        return scores  # what is left needs a classifier
+    n = len(generated)
     if n < 256:  # as many as were published at the least
-        print(f"WARNING: {n} series are few: their FID is too high and their IS too low; compare "
-              "them with fid_floor and is_real, which are those of as many real series",
-              file=sys.stderr)
+        warn(
+            f"{n} series are few: their FID is too high and their IS too low; compare them with "
+            "fid_floor and is_real, which are those of as many real series"
+        )
     root = Path(folder).parent.parent
-    K = len(dataset.classes)
-    fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, K))
-    (real, p_real), (fake, p_fake) = (classify(fcn, x)  # features (n, P), probabilities (n, K)
-                                      for x in (dataset.x_test, generated))
-    # The FID and the IS that a perfect model could reach: of as many real series.
-    some_train = np.random.default_rng(0).choice(n_train, n, replace=n_train < n)
-    floor, _ = classify(fcn, dataset.x_train[some_train])
-    some_test = np.random.default_rng(0).permutation(n_test)[:n] if n < n_test else slice(None)
-    out |= {"fid": frechet_distance(fake, real), "is": inception_score(p_fake),
-            "fid_floor": frechet_distance(floor, real),
-            "is_real": inception_score(p_real[some_test]),
-            "fcn_accuracy": accuracy(p_real, dataset.y_test)}
-    out |= precision_recall_density_coverage(real, fake)
-    out["classifier"] = dict(file=str(file), steps=steps, accuracy=out["fcn_accuracy"])
+    fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, n_classes))
+    real, p_real = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
+    fake, p_fake = classify(fcn, generated)
+    # The FID and the IS that a perfect model could reach: those of as many real series.
+    n_train, n_test = len(dataset.x_train), len(dataset.x_test)
+    rows = np.random.default_rng(0).choice(n_train, n, replace=n_train < n)
+    floor, _ = classify(fcn, dataset.x_train[rows])
+    p_some = p_real
+    if n < n_test:
+        p_some = p_real[np.random.default_rng(0).permutation(n_test)[:n]]
+    fcn_accuracy = accuracy(p_real, dataset.y_test)
+    scores["fid"] = frechet_distance(fake, real)
+    scores["fid_floor"] = frechet_distance(floor, real)
+    scores["is"] = inception_score(p_fake)
+    scores["is_real"] = inception_score(p_some)
+    scores["fcn_accuracy"] = fcn_accuracy
+    scores["classifier"] = {"file": str(file), "steps": steps, "accuracy": fcn_accuracy}
+    scores |= precision_recall_density_coverage(real, fake)
     if x_hat is not None:  # what stage 1 alone costs
-        out["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
+        scores["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
     if labels is not None:
-        out["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
+        scores["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
         # What CAS could reach: the same training on the real train split.
-        on_real = replace(cas_config(config, len(conditional), K), seed=0)
-        ruler, *_ = dataset_fcn(root, dataset, on_real)
-        out["cas_real"] = accuracy(classify(ruler, dataset.x_test)[1], dataset.y_test)
-    return out
+        on_real = replace(cas_config(config, len(conditional), n_classes), seed=0)
+        fcn, _, _ = dataset_fcn(root, dataset, on_real)
+        scores["cas_real"] = accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
+    return scores
 
-def memorising(generated, dataset, x_hat=None):
-    """nn_ratio of samples, of reconstructed test series where they are there; a warning (§6.4)."""
-    def ratio(x):
-        return nearest_neighbour_ratio(x, dataset.x_train, dataset.x_test)
-    out = dict(nn_ratio=ratio(generated))
-    limit, who = 0.5, "half of what test series have"  # smoothing alone makes 0.76 to 0.95
-    if x_hat is not None:
-        limit = out["nn_ratio_recon"] = ratio(x_hat)
-        who = "reconstructions of test series"
-    if out["nn_ratio"] is not None and out["nn_ratio"] < 0.999 * limit:
-        print(f"WARNING: nn_ratio {out['nn_ratio']:.2f} < {limit:.2f}, {who}, hints at memorising "
-              "(§6.4): samples lie nearer to train series than new ones would", file=sys.stderr)
-    return out
 
-# ---- A run ----
+# ---------------------------------------------------------------------------------------------
+# A run
+# ---------------------------------------------------------------------------------------------
+
+
 def evaluate_run(run_dir, config=None):
-    """Write metrics.json, samples.npz and figures/ of a run folder. -> metrics, a dict."""
-    run_dir, config, start = Path(run_dir), config or read_config(run_dir), time.time()
-    device, dataset = pick_device(config.precision), load_dataset(config.dataset)
-    model, first = load_stage1(run_dir, config, dataset)
-    path, n_classes, y_test = run_dir / "metrics.json", len(dataset.classes), dataset.y_test
-    if path.exists():  # a full one answers --stages 1 too
-        old = read_json(path)
-        full = config.stages == 2 == old.get("stages")
-        wanted = config.behind("metrics" if full else "stage1") | dict(sha256=dataset.sha256)
-        check_same(path, {k: (old.get("config") or {}).get(k) for k in wanted}, wanted)
-        if old.get("stages", 0) >= config.stages:
-            print(f"{path}: finished before, with these settings and data", file=sys.stderr)
-            return old
+    """Write metrics.json, samples.npz and figures/ of a run folder -> metrics, a dict."""
+    run_dir = Path(run_dir)
+    config = config or read_config(run_dir)
+    start = time.time()
+    pick_device(config.precision)
+    dataset = load_dataset(config.dataset)
+    stage1, checkpoint = load_stage1(run_dir, config, dataset)
+    finished = finished_metrics(run_dir / "metrics.json", config, dataset)
+    if finished:
+        return finished
+    metrics = dict.fromkeys(METRICS)
+    metrics |= {
+        "n_train": len(dataset.x_train),
+        "n_test": len(dataset.x_test),
+        "length": dataset.length,
+        "n_classes": len(dataset.classes),
+        "complete_data": dataset.complete,
+        "seconds_stage1": checkpoint["seconds"],
+    }
     # Frozen: eval mode, so that no test series moves BatchNorm or codebook (ledger 12).
-    train, test = encode_split(model, dataset.x_train), encode_split(model, dataset.x_test)
+    train = encode_split(stage1, dataset.x_train)
+    test = encode_split(stage1, dataset.x_test)
+    metrics |= score_tokens(stage1, dataset, train, test)
+    samples = None
+    if config.stages == 2:
+        prior, checkpoint = load_prior(run_dir, stage1, config, dataset)
+        metrics["seconds_stage2"] = checkpoint["seconds"]
+        metrics |= score_prior(prior, dataset, train, test)
+        samples = draw_samples(prior, stage1, dataset, config)
+        save_run_samples(run_dir / "samples.npz", dataset, samples)
+        metrics |= score_samples(
+            samples["generated"],
+            samples["conditional"],
+            samples["labels"],
+            dataset,
+            config,
+            run_dir,
+            test["x_hat"],
+        )
+        metrics["n_generated"] = samples["n_generated"]
+    metrics |= {
+        "seconds_evaluate": time.time() - start,
+        "stages": config.stages,
+        "config": config.settings_of("metrics") | {"sha256": dataset.sha256},
+    }
+    write_json(run_dir / "metrics.json", metrics)  # before anything is drawn
+    draw_figures(run_dir, dataset, stage1, test, samples)
+    return metrics
+
+
+def finished_metrics(path, config, dataset):
+    """What metrics.json has where it answers this config; None where there is more to measure.
+
+    InputError where it is of other settings or data. A full one answers --stages 1 too.
+    """
+    if not path.exists():
+        return None
+    metrics = read_json(path)
+    stages = metrics.get("stages", 0)
+    result = "metrics" if config.stages == stages == 2 else "stage1"
+    wanted = config.settings_of(result) | {"sha256": dataset.sha256}
+    check_same(path, metrics.get("config") or {}, wanted)
+    if stages < config.stages:
+        return None
+    print(f"{path}: finished before, with these settings and data", file=sys.stderr)
+    return metrics
+
+
+def score_tokens(stage1, dataset, train, test):
+    """Reconstruction, probes and code use, of both splits as encode_split gives them."""
     time_error, frequency_error = test["errors"].mean(0).tolist()
-    codes, perplexity = code_usage(test["tokens"], len(model.codebook()))
-    m = dict.fromkeys(METRICS) | dict(
-        recon=time_error + frequency_error, recon_time=time_error, recon_timefreq=frequency_error,
+    codes_used, perplexity = code_usage(test["tokens"], len(stage1.codebook()))
+    scores = {
+        "recon": time_error + frequency_error,
+        "recon_time": time_error,
+        "recon_timefreq": frequency_error,
         # The published recon: that of the last mini-batch alone (ledger 13).
-        recon_last_batch=test["errors"].sum(1).split(128)[-1].mean().item(),
-        codes_used=codes, perplexity=perplexity, n_train=len(dataset.x_train),
-        n_test=len(dataset.x_test), length=dataset.length, n_classes=n_classes,
-        seconds_stage1=first["seconds"], complete_data=dataset.complete)
-    if n_classes:
-        m["knn"], m["svm"] = probe(train["pooled"], dataset.y_train, test["pooled"], y_test)
+        "recon_last_batch": test["errors"].sum(1).split(128)[-1].mean().item(),
+        "codes_used": codes_used,
+        "perplexity": perplexity,
+    }
+    if dataset.classes:
+        scores["knn"], scores["svm"] = probe(
+            train["pooled"], dataset.y_train, test["pooled"], dataset.y_test
+        )
     else:
         print(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS", file=sys.stderr)
-    generated = conditional = labels = None  # of --stages 1
-    if config.stages == 2:
-        prior, _, second = load_stage2(run_dir, config, dataset)
-        n, no_class = m["n_test"], prior.no_class
-        # Train below test: the prior has begun to know its series by heart.
-        m["prior_loss_train"], m["prior_loss"] = (
-            prior_loss(prior, split["tokens"].to(device), y.to(device))
-            for split, y in ((train, dataset.y_train), (test, y_test)))
-        m["seconds_stage2"] = second["seconds"]
-        # A generator each: neither set of samples hangs on the size of the other.
-        draws = [torch.Generator(device).manual_seed(1000 * config.seed + i) for i in range(2)]
-        generated = sample(prior, model, torch.full((max(n, 256),), no_class), draws[0], config)[:n]
-        if n_classes:
-            labels = class_proportions(dataset.y_train, max(1000, m["n_train"]))  # (n',)
-            conditional = sample(prior, model, labels, draws[1], config)  # (n', L)
-        kept = dict(X=conditional, X_unconditional=generated) if n_classes else dict(X=generated)
-        save_samples(run_dir / "samples.npz", dataset, labels, **kept)
-        m |= score_samples(generated, conditional, labels, dataset, config, run_dir, test["x_hat"])
-        m["n_generated"] = len(kept["X"])
-    m |= dict(seconds_evaluate=time.time() - start, stages=config.stages,
-              config=config.behind("metrics") | dict(sha256=dataset.sha256))
-    write_json(path, m)  # before anything is drawn
-    from benchmarks.figures import draw_figures  # needs matplotlib, which nothing else does
-    draw_figures(run_dir, dataset, model, test, generated, conditional, labels)
-    return m
+    return scores
 
-# ---- Commands ----
+
+def score_prior(prior, dataset, train, test):
+    """Masked cross-entropy of both splits. A gap: the prior knows its train series by heart."""
+    device = next(prior.parameters()).device
+    scores = {}
+    for key, split, y in (
+        ("prior_loss_train", train, dataset.y_train),
+        ("prior_loss", test, dataset.y_test),
+    ):
+        scores[key] = prior_loss(prior, split["tokens"].to(device), y.to(device))
+    return scores
+
+
+def draw_samples(prior, stage1, dataset, config):
+    """The series that a run is judged by, standardised.
+
+    generated (n_test, L): unconditional, for FID and IS; conditional (n', L) with labels (n',) in
+    the train split's shares of classes, for CAS, None where there are no classes.
+    """
+    device = next(prior.parameters()).device
+    # A generator each: neither set of samples hangs on the size of the other.
+    generators = [torch.Generator(device).manual_seed(1000 * config.seed + i) for i in range(2)]
+    n_test = len(dataset.x_test)
+    no_class = torch.full((max(n_test, 256),), prior.no_class)
+    generated = sample(prior, stage1, no_class, generators[0], config)[:n_test]
+    samples = {"generated": generated, "conditional": None, "labels": None}
+    samples["n_generated"] = n_test
+    if dataset.classes:
+        labels = class_proportions(dataset.y_train, max(1000, len(dataset.y_train)))
+        samples["labels"] = labels
+        samples["conditional"] = sample(prior, stage1, labels, generators[1], config)
+        samples["n_generated"] = len(labels)
+    return samples
+
+
+def save_run_samples(path, dataset, samples):
+    """samples.npz of a run: X with its labels y and X_unconditional, or X alone without classes."""
+    if samples["labels"] is None:
+        save_samples(path, dataset, None, X=samples["generated"])
+    else:
+        save_samples(
+            path,
+            dataset,
+            samples["labels"],
+            X=samples["conditional"],
+            X_unconditional=samples["generated"],
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# The figures of a run (§6.1.2, §6.2.5). Matplotlib is imported once something is drawn.
+# ---------------------------------------------------------------------------------------------
+
+
+def pyplot():
+    """matplotlib.pyplot without a display, in the house's style."""
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own, inherited, fails in the import below
+    import matplotlib
+
+    matplotlib.use("Agg")  # where it had been imported before
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 9,
+            "font.size": 9,
+            "legend.frameon": False,
+            "savefig.dpi": 130,
+            "text.parse_math": False,  # a class may be called $0_$50
+        }
+    )
+    return plt
+
+
+def draw_figures(run_dir, dataset, stage1, test, samples):
+    """Draw all figures of a run into run_dir/figures; the first three where samples is None.
+
+    A figure that fails is a warning: what a run has measured does not hang on a drawing.
+    """
+    run_dir = Path(run_dir)
+    drawings = {
+        "reconstructions": lambda plt: draw_reconstructions(plt, dataset, test["x_hat"]),
+        "latents": lambda plt: draw_latents(plt, dataset, test["pooled"]),
+        "losses": lambda plt: draw_losses(plt, read_log(run_dir)),
+    }
+    if samples is not None:
+        drawings["samples"] = lambda plt: draw_series(plt, dataset, samples)
+        drawings["generated"] = lambda plt: draw_real_and_generated(
+            plt, dataset, stage1, test["pooled"], samples["generated"]
+        )
+    for name, draw in drawings.items():
+        path = run_dir / "figures" / f"{name}.png"
+        try:
+            plt = pyplot()
+            figure, heading = draw(plt)
+            figure.suptitle(f"{heading}: {dataset.name}, {run_dir.parent.name}", x=0.02, ha="left")
+            figure.tight_layout()
+            write_atomic(path, lambda file: figure.savefig(file, format="png"))  # noqa: B023
+            plt.close(figure)
+        except Exception as error:  # a library's own: it must not cost the run
+            reason = first_line(error)
+            warn(f"{path}: not drawn ({reason}); metrics.json has all that was measured")
+
+
+def some_rows(n, most):
+    """A seeded choice of up to `most` of n rows."""
+    return np.random.default_rng(0).permutation(n)[:most]
+
+
+def draw_reconstructions(plt, dataset, x_hat):
+    """Six test series and what stage 1 makes of them."""
+    figure, axes = plt.subplots(2, 3, figsize=(10, 4), sharex=True)
+    rows = np.linspace(0, len(x_hat) - 1, 6).astype(int)
+    for axis, i in zip(axes.flat, rows, strict=True):
+        series = dataset.to_original(dataset.x_test[i])
+        reconstruction = dataset.to_original(x_hat[i])
+        axis.plot(series, color="0.6", lw=1.8, label="test series")
+        axis.plot(reconstruction, color="C3", lw=1, label="reconstruction")
+        axis.set_title(f"test series {i + 1}")
+    for axis in axes[1]:
+        axis.set_xlabel("time step")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncol=2)
+    return figure, "Reconstructions"
+
+
+def draw_latents(plt, dataset, pooled):
+    """PCA and t-SNE of the test split's z_q, by class (Figures 6.4 to 6.6)."""
+    rows = some_rows(len(pooled), 1000)
+    z = pooled.numpy()[rows]
+    y = dataset.y_test.numpy()[rows] if dataset.classes else None
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+    for axis, name, points in ((axes[0], "PCA", pca(z)), (axes[1], "t-SNE", tsne(z))):
+        scatter_classes(plt, axis, points, y, dataset.classes)
+        axis.set(title=f"{name} of z_q, {len(z)} series", xlabel=f"{name} 1", ylabel=f"{name} 2")
+    if 0 < len(dataset.classes) <= 12:
+        axes[1].legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure, "Discrete latent representations"
+
+
+def scatter_classes(plt, axis, points, y, classes):
+    """Points (n, 2) coloured by class index y (n,), grey where y is None."""
+    if y is None:
+        axis.scatter(points[:, 0], points[:, 1], s=7, alpha=0.7, lw=0, color="0.4")
+        return
+    few = len(classes) <= 10
+    colours = plt.get_cmap("tab10" if few else "nipy_spectral")
+    for k, label in enumerate(classes):
+        text = str(label)
+        if text.startswith("_"):  # which matplotlib leaves out of a legend
+            text = "\u200b" + text  # a space of no width
+        chosen = points[y == k]
+        colour = colours(k if few else k / (len(classes) - 1))
+        axis.scatter(chosen[:, 0], chosen[:, 1], s=7, alpha=0.7, lw=0, color=[colour], label=text)
+
+
+def draw_losses(plt, log):
+    """The losses of each stage, those of the test split bold (Figures 6.2, 6.11)."""
+    records = [record for record in log if "step" in record]
+    present = {record["stage"] for record in records}
+    stages = [stage for stage in ("stage1", "stage2", "cas") if stage in present]
+    size = (4.8 * len(stages), 3.6)
+    figure, axes = plt.subplots(1, len(stages), figsize=size, squeeze=False)
+    for axis, stage in zip(axes[0], stages, strict=True):
+        curves = {}  # {name of the loss: ([steps], [values])}
+        for record in records:
+            if record["stage"] != stage:
+                continue
+            for name, value in record.items():
+                if name in ("stage", "step", "epoch"):
+                    continue
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(record["step"])
+                values.append(value)
+        for name, (steps, values) in curves.items():
+            if name.startswith("val_"):
+                label = f"{name[4:]} of the test split"
+                axis.plot(steps, values, label=label, color="k", lw=2, marker="o", ms=3)
+            else:
+                axis.plot(steps, values, label=name)
+        axis.set(title=stage, xlabel="optimiser step", ylabel="loss", yscale="log")
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure, "Losses in training"
+
+
+def draw_series(plt, dataset, samples):
+    """A column a class, the last one of any class; up to 50 series each (Figures 6.14 to 6.20)."""
+    columns = [*range(min(6, len(dataset.classes))), None]
+    rows = (
+        ("train", dataset.x_train, dataset.y_train, dataset.x_train),
+        ("test", dataset.x_test, dataset.y_test, dataset.x_test),
+        ("samples", samples["conditional"], samples["labels"], samples["generated"]),
+    )
+    size = (2.3 * max(3, len(columns)), 6)
+    figure, axes = plt.subplots(
+        3, len(columns), figsize=size, sharex=True, sharey="col", squeeze=False
+    )
+    for axis_row, (who, of_class, y, of_any) in zip(axes, rows, strict=True):
+        for axis, k in zip(axis_row, columns, strict=True):
+            if k is None:
+                series, name = of_any, "any class"
+            else:
+                series, name = of_class[y == k], f"class {dataset.classes[k]}"
+            series = dataset.to_original(series[some_rows(len(series), 50)])
+            colour = "C0" if who == "samples" else "0.35"
+            axis.plot(series.T, lw=0.5, alpha=0.4, color=colour)
+            axis.set_title(f"{who}, {name} ({len(series)})")
+    for axis in axes[-1]:
+        axis.set_xlabel("time step")
+    return figure, "Real series and samples"
+
+
+def draw_real_and_generated(plt, dataset, stage1, pooled, generated):
+    """Both as series and as z_q; the PCA is of the real (Figures 6.16, 6.17, 6.21)."""
+    rows = some_rows(len(generated), 500)
+    n = len(rows)
+    made = generated[rows]
+    made_pooled = encode_split(stage1, made)["pooled"]
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7.5))
+    for axis_row, what, real, fake in (
+        (axes[0], "series", dataset.x_test[rows], made),
+        (axes[1], "z_q", pooled[rows], made_pooled),
+    ):
+        both = torch.cat([real, fake]).numpy()
+        projections = (("PCA", pca(both, real)), ("t-SNE", tsne(both)))
+        for axis, (name, points) in zip(axis_row, projections, strict=True):
+            style = {"s": 7, "alpha": 0.6, "lw": 0}
+            axis.scatter(points[:n, 0], points[:n, 1], color="0.6", label="test", **style)
+            axis.scatter(points[n:, 0], points[n:, 1], label="generated", **style)
+            axis.set(title=f"{name} of {what}", xlabel=f"{name} 1", ylabel=f"{name} 2")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncol=2, markerscale=2)
+    return figure, f"{n} real and generated series"
+
+
+def pca(z, fitted_on=None):
+    """First two principal components of z (n, D) -> (n, 2), fitted on z or on other rows."""
+    return PCA(2, random_state=0).fit(z if fitted_on is None else fitted_on).transform(z)
+
+
+def tsne(z):
+    """t-SNE of z (n, D), NumPy -> (n, 2)."""
+    start = "pca" if np.ptp(z, axis=0).max() > 0 else "random"  # all alike: no direction
+    perplexity = min(30, (len(z) - 1) / 3)
+    return TSNE(perplexity=perplexity, init=start, random_state=0).fit_transform(z)
+
+
+# ---------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------
+
+
 def command_samples(args):
     """Score the series of an .npz in original units: X, perhaps y, perhaps X_unconditional."""
-    config, arrays, labels, series = make_config(args), read_arrays(args.file), None, []
+    config = make_config(args)
+    arrays = read_arrays(args.file, ("X", "y", "X_unconditional"))
+    if "X" not in arrays:
+        raise InputError(f"{args.file}: has {list(arrays)}, needs X (n, L)")
     dataset = load_dataset(config.dataset)
-    refuse("X" not in arrays, f"{args.file}: has {[*arrays]}, needs X (n, L)")
-    for name in ("X", "X_unconditional"):  # X serves all where it is alone
-        where = f"{args.file}, {name}"
-        x = (as_series(arrays.get(name, arrays["X"]), where) - dataset.mean) / dataset.std
-        refuse(x.shape[1] != dataset.length or len(x) < 2 or not (np.abs(x) < 1e9).all(),
-               f"{where} {x.shape}: should be 2 series or more, of length {dataset.length}")
-        series.append(torch.from_numpy(x.astype(np.float32)))  # (n, L), standardised
-    x, unconditional = series
+    x = dataset.series_like_own(arrays["X"], f"{args.file}, X")
+    generated = x  # X serves all where it is alone
+    if "X_unconditional" in arrays:
+        where = f"{args.file}, X_unconditional"
+        generated = dataset.series_like_own(arrays["X_unconditional"], where)
+    if min(len(x), len(generated)) < 2:
+        raise InputError(f"{args.file}: {len(x)} series; 2 or more are scored")
+    labels = None
     if "y" in arrays and dataset.classes:
-        refuse(arrays["y"].shape != (len(x),), f"{args.file}: y {arrays['y'].shape}, X {x.shape}")
-        labels = torch.tensor([dataset.label(word) for word in arrays["y"].tolist()])
-    folder = Path(os.environ.get("OUT") or "runs") / dataset.name / "scored" / Path(args.file).stem
+        words = as_labels(arrays["y"], len(x), f"{args.file}, y")
+        labels = torch.tensor([dataset.label(word) for word in words])
+    out = Path(os.environ.get("OUT") or "runs").expanduser()
+    folder = out / dataset.name / "scored" / Path(args.file).stem
     with hold(folder):  # the CAS training's log and resume file
-        m = score_samples(unconditional, x, labels, dataset, config, folder)
-    print(json.dumps(dict(file=args.file, n=len(x), **m), indent=1))
+        scores = score_samples(generated, x, labels, dataset, config, folder)
+    print(json.dumps({"file": args.file, "n": len(x), **scores}, indent=1))
+
 
 def compare(run_dirs):
-    """Print one row a run: what `run.sh` ends with."""
-    print("| run | " + " | ".join(SHOWN) + " | minutes |\n" + "|---" * (len(SHOWN) + 2) + "|")
+    """Print one row a run: what `run.sh` ends with. A run that is not finished is named."""
+    print("| run | " + " | ".join(SHOWN) + " | minutes |")
+    print("|---" * (len(SHOWN) + 2) + "|")
     for run_dir in run_dirs:
-        m = read_json(Path(run_dir) / "metrics.json")
-        cells = ["" if m.get(k) is None else f"{m[k]:.4g}" for k in SHOWN]
-        minutes = sum(m[f"seconds_{s}"] or 0 for s in ("stage1", "stage2", "evaluate")) / 60
+        path = Path(run_dir) / "metrics.json"
+        if not path.exists():
+            print(f"{run_dir}: no metrics.json, not finished: left out", file=sys.stderr)
+            continue
+        metrics = read_json(path)
+        cells = []
+        for key in SHOWN:
+            value = metrics.get(key)
+            cells.append("" if value is None else f"{value:.4g}")
+        seconds = [
+            metrics.get(f"seconds_{stage}") or 0 for stage in ("stage1", "stage2", "evaluate")
+        ]
         name = "/".join(Path(run_dir).resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
-        print(f"| {name} | " + " | ".join(cells) + f" | {minutes:.1f} |")
+        print(f"| {name} | " + " | ".join(cells) + f" | {sum(seconds) / 60:.1f} |")
+
 
 def main():
     parser = Parser(description="Score runs and samples.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run", help="score a run folder").add_argument("run_dir")
+    run = commands.add_parser("run", help="score a run folder")
+    run.add_argument("run_dir")
     samples = commands.add_parser("samples", help="score the series of an .npz", allow_abbrev=False)
     samples.add_argument("file", help="X (n, L); for CAS y; for FID, IS perhaps X_unconditional")
-    samples.add_argument("--dataset", required=True, help="toy, a UCR name, or the path of an .npz")
+    samples.add_argument("--dataset", required=True, help="toy, a UCR name, an own folder or .npz")
     add_flags(samples, "fcn_epochs", also=("seed", "precision"))
-    commands.add_parser("compare", help="one row a run").add_argument("run_dirs", nargs="+")
+    rows = commands.add_parser("compare", help="one row a run")
+    rows.add_argument("run_dirs", nargs="+")
     args = parser.parse_args()
     if args.command == "samples":
-        return command_samples(args)
-    if args.command == "compare":
-        return compare(args.run_dirs)
-    with hold(args.run_dir):
-        evaluate_run(args.run_dir)
+        command_samples(args)
+    elif args.command == "compare":
+        compare(args.run_dirs)
+    else:
+        with hold(args.run_dir):
+            evaluate_run(args.run_dir)
+
 
 if __name__ == "__main__":
     run_command(main)

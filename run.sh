@@ -3,7 +3,8 @@
 # bash run.sh DATASET [METHOD [AUGMENTATION [SEED]]] [--flag value ...]    positions: comma lists
 # bash run.sh test [--slow]       the tests
 #
-#   DATASET       toy, a UCR name, or the path of an .npz with X_train, y_train, X_test, y_test
+#   DATASET       toy, a UCR name, or own data: the path of a folder NAME with NAME_TRAIN.csv and
+#                 NAME_TEST.csv, or of an .npz with X_train, y_train, X_test, y_test
 #   METHOD        naive, barlow, vibcreg                                               [vibcreg]
 #   AUGMENTATION  warp, slice, gauss, ... joined by +                 [slice; naive runs without]
 #   SEED          [1]
@@ -12,16 +13,29 @@
 #   other flags   every setting of a run: python ncvqvae.py --help
 #
 # UCR_DIR: the archive's folder [datasets]. OUT [runs]. DEVICE: cuda, cuda:1, cpu, mps. PYTHON.
+if [ -z "${BASH_VERSION:-}" ]; then echo "run.sh: run it as bash run.sh" >&2; exit 2; fi
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) out=${OUT:-runs}
+
+refuse() {
+    echo "run.sh: $1" >&2
+    exit "${2:-2}"
+}
+
+script=$(readlink -f "${BASH_SOURCE[0]}") # a link to run.sh is followed
+here=$(dirname "$script")
+out=${OUT:-runs}
+out=${out/#\~\//$HOME/} # a quoted ~ stays one
 # glibc keeps freed memory: else a step's 64 MB gradients are handed back and zeroed anew each time.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
-case ${1:-} in -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$here/run.sh"; exit ;; esac
-refuse() { echo "run.sh: $1" >&2; exit "${2:-2}"; }
+case ${1:-} in
+    -h | --help)
+        sed -n '2,16s/^# \{0,1\}//p' "$script"
+        exit
+        ;;
+esac
 
 # Python: what is there if it has the dependencies, else a .venv with them.
-python=${PYTHON:-python3}
-lack() {  # the first thing that a python lacks; nothing where all is there
+lack() { # the first thing that a python lacks; nothing where all is there
     "$1" -c '
 import importlib.metadata, importlib.util, re
 for package in "torch", "numpy", "sklearn", "pytest", "matplotlib":
@@ -32,6 +46,7 @@ if tuple(map(int, re.findall("[0-9]+", version)[:2])) < (2, 9):  # the first wit
     print(f"torch {version}, older than 2.9")
 ' 2>/dev/null || echo "no working $1"
 }
+python=${PYTHON:-python3}
 lacks=$(lack "$python")
 if [ -n "$lacks" ]; then
     python=$here/.venv/bin/python
@@ -43,38 +58,90 @@ if [ -n "$lacks" ]; then
         [ -z "$lacks" ] || refuse "$python: $lacks; remove $here/.venv and run it again" 1
     fi
 fi
-case ${1:-} in
-    test) tests="not slow"; if [ "${2:-}" = --slow ]; then tests="slow or not slow"; fi
-        cd "$here"; exec "$python" -m pytest -q -o markers=slow -m "$tests" test_*.py benchmarks ;;
-esac
+
+if [ "${1:-}" = test ]; then
+    tests="not slow"
+    if [ "${2:-}" = --slow ]; then
+        tests="slow or not slow"
+    fi
+    cd "$here"
+    exec "$python" -m pytest -q -m "$tests" test_*.py benchmarks
+fi
 
 # Positions first, then flags.
-positions=() dry=0 flags=()
-while [ $# -gt 0 ] && [[ $1 != --* ]]; do positions+=("$1"); shift; done
-for flag in "$@"; do if [ "$flag" = --dry-run ]; then dry=1; else flags+=("$flag"); fi; done
-[ ${#positions[@]} -gt 0 ] || positions=(toy naive,vibcreg warp)
+positions=()
+while [ $# -gt 0 ] && [[ $1 != --* ]]; do
+    positions+=("$1")
+    shift
+done
+dry=0
+flags=()
+for flag in "$@"; do
+    if [ "$flag" = --dry-run ]; then
+        dry=1
+    else
+        flags+=("$flag")
+    fi
+done
+if [ ${#positions[@]} = 0 ]; then
+    positions=(toy naive,vibcreg warp)
+fi
 [ ${#positions[@]} -le 4 ] || refuse "too many positions: ${positions[*]}"
+case ,${positions[0]}, in
+    *,,*) refuse "DATASET is empty in '${positions[0]}'" ;;
+esac
 IFS=, read -ra datasets <<<"${positions[0]}"
-case ,${positions[0]}, in *,,*) refuse "DATASET is empty in '${positions[0]}'" ;; esac
-methods=${positions[1]-vibcreg} augmentations=${positions[2]-slice} seeds=${positions[3]-1}
-"$python" "$here/data.py" "$methods" "$augmentations" "$seeds" ${flags[@]+"${flags[@]}"} || exit 2
+methods=${positions[1]-vibcreg}
+augmentations=${positions[2]-slice}
+seeds=${positions[3]-1}
 
-runs=() failed=0
-trap 'exit 130' INT                                        # one Ctrl-C ends the whole grid
-for dataset in "${datasets[@]}"; do for seed in ${seeds//,/ }; do for method in ${methods//,/ }; do
-    for augmentation in $([ "$method" = naive ] && echo none || echo "${augmentations//,/ }"); do
-        run=$out/$(basename -- "$dataset" .npz)/$method-$augmentation/seed$((10#$seed))
-        settings=("--dataset=$dataset" "--method=$method" "--augmentation=$augmentation"
-                  "--seed=$seed" ${flags[@]+"${flags[@]}"})
-        one=("$dataset" "$method" "$augmentation" "$seed" ${flags[@]+"${flags[@]}"})
-        if [ $dry = 1 ]; then printf '%q ' bash "$here/run.sh" "${one[@]}"; echo; continue; fi
-        echo "== $run" >&2
-        if "$python" "$here/ncvqvae.py" "${settings[@]}" -- "$run" &&
-            "$python" "$here/prior.py" train -- "$run" &&
-            "$python" "$here/evaluate.py" run -- "$run"
-        then runs+=("$run"); else failed=$((failed + 1)); fi
+# Every value is checked before anything runs, every dataset looked up (not for --dry-run: another
+# machine may have it).
+looked_up=()
+if [ $dry = 0 ]; then
+    looked_up=("${datasets[@]}")
+fi
+"$python" "$here/data.py" "$methods" "$augmentations" "$seeds" ${flags[@]+"${flags[@]}"} \
+    --datasets ${looked_up[@]+"${looked_up[@]}"} || exit 2
+
+run_one() { # dataset, method, augmentation, seed: all three stages of a run
+    local run settings
+    run=$out/$(basename -- "$1" .npz)/$2-$3/seed$((10#$4))
+    settings=("--dataset=$1" "--method=$2" "--augmentation=$3" "--seed=$4")
+    if [ $dry = 1 ]; then
+        printf '%q ' env "OUT=$out"
+        for name in UCR_DIR DEVICE PYTHON; do
+            [ -z "${!name:-}" ] || printf '%q ' "$name=${!name}"
+        done
+        printf '%q ' bash "$script" "$1" "$2" "$3" "$4" ${flags[@]+"${flags[@]}"}
+        echo
+        return
+    fi
+    echo "== $run" >&2
+    "$python" "$here/ncvqvae.py" "${settings[@]}" ${flags[@]+"${flags[@]}"} -- "$run" &&
+        "$python" "$here/prior.py" train -- "$run" &&
+        "$python" "$here/evaluate.py" run -- "$run" &&
+        finished+=("$run")
+}
+
+finished=()
+failed=0
+trap 'exit 130' INT # one Ctrl-C ends the whole grid
+for dataset in "${datasets[@]}"; do
+    for seed in ${seeds//,/ }; do
+        for method in ${methods//,/ }; do
+            views=${augmentations//,/ }
+            if [ "$method" = naive ]; then
+                views=none
+            fi
+            for augmentation in $views; do
+                run_one "$dataset" "$method" "$augmentation" "$seed" || failed=$((failed + 1))
+            done
+        done
     done
-done; done; done
-[ ${#runs[@]} = 0 ] || "$python" "$here/evaluate.py" compare -- "${runs[@]}"
-[ ${#runs[@]} = 0 ] || echo "figures: $out/*/*/seed*/figures/"
-[ $failed = 0 ] || refuse "$failed of $((failed + ${#runs[@]})) runs failed; run it again" 1
+done
+if [ ${#finished[@]} -gt 0 ]; then
+    "$python" "$here/evaluate.py" compare -- "${finished[@]}"
+    echo "figures: $out/*/*/seed*/figures/"
+fi
+[ $failed = 0 ] || refuse "$failed of $((failed + ${#finished[@]})) runs failed; run it again" 1
