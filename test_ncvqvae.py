@@ -1417,11 +1417,11 @@ def run_all(run, config):
     return evaluate.evaluate_run(run)
 
 
-def test_a_tiny_run_end_to_end(tmp_path):
+def test_a_tiny_run_end_to_end(tmp_path, capsys):
     folder = tmp_path / "it's a folder"
     folder.mkdir()
-    command = (own_data(folder, name="my own.npz"), "vibcreg", "warp+gauss", "01", *TINY)
-    done = shell(*command, cwd=tmp_path, MPLBACKEND="module://of.a_notebook")
+    words = (own_data(folder, name="my own.npz"), "vibcreg", "warp+gauss", "01", *TINY)
+    done = shell(*words, cwd=tmp_path, MPLBACKEND="module://of.a_notebook")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/my own/vibcreg-warp+gauss/seed1"
     m = json.loads((run / "metrics.json").read_text())
@@ -1436,11 +1436,14 @@ def test_a_tiny_run_end_to_end(tmp_path):
     assert "is_real" in done.stdout
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*.*")
               if p.name not in ("config.json", ".lock")}
-    again = shell(*command, "--stages", "1", cwd=tmp_path)  # less was asked: nothing is lost
-    assert again.returncode == 0 and again.stderr.count("finished before") == 2
+    command(ncvqvae, run, "--dataset", words[0], "--method", "vibcreg", "--augmentation",
+            "warp+gauss", *TINY, "--stages", "1")  # less is asked: nothing is lost
+    command(prior, "train", run)
+    command(evaluate, "run", run)
+    assert capsys.readouterr().err.count("finished before") == 2
     assert before == {p: p.stat().st_mtime_ns for p in before}
     own_data(folder, length=33, name="my own.npz")  # new data, old results
-    new = shell(*command, cwd=tmp_path)
+    new = shell(*words, cwd=tmp_path)
     assert new.returncode == 1 and "stage1.pt: made with sha256" in new.stderr
     assert "1 of 1 runs failed" in new.stderr
 
