@@ -2,7 +2,9 @@
 
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
-Nothing here knows a model. Letters: B batch, L length, n series, K classes.
+Nothing here knows a model. Letters: B batch, L length, n series, K classes. "Ledger 4" is row 4 of
+the ledger in README.md: where the thesis' text, the authors' program and this code differ. "Drafts"
+are the project thesis and notes that came before the thesis.
 
     python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # (1000, 64)
 """
@@ -58,12 +60,13 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def errors_naming(what):
-    """Turn whatever a cut, foreign or hostile file raises in the block into one line."""
+    """Turn any exception of the block into an InputError of one line that names `what`."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # a cut, foreign or hostile file raises many kinds
         reason = first_line(error)
-        if not reason.startswith(f"{what}"):  # else an InputError that says all already
+        names_it = reason.startswith(str(what))  # an InputError, which says all already
+        if not names_it:
             reason = f"{what}: cannot be used ({reason}); mend or remove it"
         raise InputError(reason) from None
 
@@ -93,7 +96,7 @@ class Number:
     high: float
 
     def accepts(self, value):
-        # type(), as True is an int to isinstance; nan lies between no two numbers.
+        # type(), as isinstance takes True for an int. nan fails both comparisons.
         return type(value) in self.types and self.low <= value <= self.high
 
     def describe(self):
@@ -127,7 +130,11 @@ def choice(*values):
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run; a field's comment is its --help. Raises InputError."""
+    """Every setting of a run. Raises InputError for a value that cannot be.
+
+    A field's comment is its --help (add_flags reads it). The order counts: a stage depends on all
+    fields down to its last one (LAST_FIELD).
+    """
 
     # The run and stage 1
     dataset: str = "toy"  # toy, a UCR name, an own folder or .npz
@@ -138,7 +145,7 @@ class Config:
     bands: int = choice(1, 2)  # 2: row 0 of u apart from the others, TimeVQVAE (§3.1, ledger 33)
     precision: str = choice("float32", "tf32", "bf16")  # of convolutions and products
     stage1_epochs: int = number(1000, 1)  # §5.1.1
-    stage1_steps: int = number(0, 0)  # 0: epochs decide
+    stage1_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     stage1_batch: int = number(128, 2)  # §5.1.1; BatchNorm needs two series
     stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
@@ -152,7 +159,7 @@ class Config:
     ema_decay: float = number(0.9, 0, 0.999999)  # of the moving averages (§5.1.1)
     ema_initial_count: float = number(1.0, 0)  # uses of each code at the start (ledger 4)
     beta: float = number(1.0, 0)  # commitment, eq. 4.1
-    eta: float = number(1.0, 0)  # factor on eq. 4.5's: 1/P, 0.01
+    eta: float = number(1.0, 0)  # multiplies the thesis' eta: 1/P barlow, 0.01 vibcreg (eq. 4.5)
     zeta: float = number(0.1, 0)  # augmented reconstruction, eq. 4.5
     barlow_lambda: float = number(0.005, 0)  # redundancy reduction, eq. 3.7
     similarity_weight: float = number(25.0, 0)  # lambda of eq. 3.15, on a mean (ledger 5)
@@ -161,7 +168,7 @@ class Config:
     projector_dim: int = number(4096, 1)  # P, all three layers (§5.1.1)
     # Stage 2
     stage2_epochs: int = number(1000, 1)  # §5.1.1
-    stage2_steps: int = number(0, 0)  # 0: epochs decide
+    stage2_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     stage2_batch: int = number(256, 1)  # §5.1.1
     stage2_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
     stage2_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1
@@ -181,10 +188,10 @@ class Config:
     choice_temperature: float = number(4.0, 0)  # Gumbel noise on the confidence, falls to 0
     guidance: float = number(1.0, -1e3, 1e3)  # s in l_0 + s (l_c - l_0); 1: the class alone
     fcn_epochs: int = number(1000, 1)  # classifier behind FID and IS (ledger 15)
-    fcn_steps: int = number(0, 0)  # 0: epochs decide
+    fcn_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
-    cas_steps: int = number(0, 0)  # 0: epochs decide
-    steps_per_class: int = number(0, 0)  # both classifiers take so many at least, if steps decide
+    cas_steps: int = number(0, 0, 10**9)  # 0: epochs decide
+    steps_per_class: int = number(0, 0)  # if steps decide, both classifiers take at least these
     fcn_batch: int = number(256, 2)  # both classifiers
     fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
@@ -200,10 +207,12 @@ class Config:
                 raise InputError(f"{flag}: should be {bounds.describe()}")
         names = set(self.augmentation.split("+"))
         flag = f"--augmentation {self.augmentation}"
-        if (self.method == "naive") != (names == {"none"}):
+        if self.method == "naive" and names != {"none"}:
+            raise InputError(f"{flag}: naive has none; none is for naive alone")
+        if self.method != "naive" and names == {"none"}:
             raise InputError(f"{flag}: none is for naive alone")
         if names != {"none"} and not names <= set(AUGMENTATIONS):
-            raise InputError(f"{flag}: none of {list(AUGMENTATIONS)} joined by +")
+            raise InputError(f"{flag}: should be names of {list(AUGMENTATIONS)} joined by +")
         if self.method == "naive" and self.views == 2:
             raise InputError("--views 2: naive looks at one series")
         if self.n_fft % 4:
@@ -219,7 +228,7 @@ class Config:
         """The fields that "stage1", "stage2", "fcn" or "metrics" depend on: {name: value}."""
         values = asdict(self)
         for name in ("dataset", "stages", "validate_epochs"):
-            del values[name]  # they change no number; the data's sha256 stands for its name
+            del values[name]  # no result depends on them; the data's sha256 stands for its name
         if result == "fcn":
             return {name: values[name] for name in FCN_FIELDS}
         names = list(values)
@@ -227,7 +236,7 @@ class Config:
         return {name: values[name] for name in names[: last + 1]}
 
 
-# A result depends on all fields down to this one; the classifier on its own alone.
+# A result depends on all fields of Config down to this one, a classifier on FCN_FIELDS only.
 LAST_FIELD = {
     "stage1": "projector_dim",
     "stage2": "token_temperature",
@@ -274,7 +283,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(parser, first="dataset", last="fcn_weight_decay", also=()):
-    """Add --preset, and a --flag per field from first to last with Config's comment as its help."""
+    """Add --preset, and a --flag per field from first to last with Config's comment as its help.
+
+    The comments are read from the source: a field and its help cannot drift apart.
+    """
     known = Config.__dataclass_fields__
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
     parser.add_argument("--preset", choices=PRESETS, help="start values [toy: toy; else thesis]")
@@ -291,7 +303,7 @@ def add_flags(parser, first="dataset", last="fcn_weight_decay", also=()):
 
 
 def make_config(args, start=None, **fixed):
-    """The Config of parsed flags: `start` or the preset, over it the flags, over them `fixed`."""
+    """The Config of parsed flags. Later ones win: `start`, the preset, the flags, `fixed`."""
     given = {
         name: value for name, value in vars(args).items() if name in Config.__dataclass_fields__
     }
@@ -315,7 +327,7 @@ def make_config(args, start=None, **fixed):
 
 @dataclass
 class Dataset:
-    """A dataset, standardised by one scalar mean and std of the train split (paper §4.2.6)."""
+    """A dataset, standardised by one scalar mean and std of the train split (ledger 31)."""
 
     name: str
     length: int  # L
@@ -342,8 +354,11 @@ class Dataset:
         """Series (..., L) in the data's own units, NumPy -> float32 tensor (..., L)."""
         return torch.from_numpy(((x - self.mean) / self.std).astype(np.float32))
 
-    def series_like_own(self, x, where):
-        """An array of series in the data's units -> standardised (n, L). InputError by its name."""
+    def check_and_standardise(self, x, where):
+        """An array of series in the data's units -> standardised tensor (n, L).
+
+        InputError, which names `where`, for another length, NaN or values far off.
+        """
         x = as_series(x, where)
         if x.shape[1] != self.length:
             raise InputError(f"{where}: length {x.shape[1]}, {self.name} has {self.length}")
@@ -367,8 +382,8 @@ class Dataset:
 def load_dataset(name, root=None):
     """Read `toy`, a UCR set in root/NAME, an own folder or an own .npz -> Dataset. §5.2.
 
-    root: $UCR_DIR, else datasets; what is missing there is downloaded. Raises InputError that names
-    file and row for NaN, one class, too few or too short series, a label of the test split alone.
+    root: $UCR_DIR, else datasets; what is missing there is downloaded. InputError, which names file
+    and row, for NaN, one class, too few or too short series, or a label of the test split alone.
     """
     name = resolve_dataset(name)
     files = (f"{name}, train", f"{name}, test")
@@ -417,7 +432,7 @@ def resolve_dataset(name):
 def toy_split(seed):
     """1000 series of two_patterns with little noise, so that minutes are enough to learn them.
 
-    Of length 64, as at 128 the classifier, which sees 14 steps, cannot learn their order.
+    Of length 64: the classifier sees 14 steps at a time, and at 128 cannot learn their order.
     """
     x, y = two_patterns(1000, 64, seed, noise=0.2)
     return x.double().numpy(), [str(label) for label in y.tolist()]
@@ -434,8 +449,10 @@ def two_patterns(n, length, seed, noise=1.0):
     y = rng.permutation(np.arange(n) % 4)
     least = length // 8  # of a step's width
     for i in range(n):
-        # Four cut points split the series into gap, step, gap, step, gap.
-        cuts = np.sort(rng.integers(0, length - 2 * least + 1, 4)) + [0, least, least, 2 * least]
+        # Four cut points split the series into gap, step, gap, step, gap. The offsets make each
+        # step at least `least` wide.
+        places = np.sort(rng.integers(0, length - 2 * least + 1, 4))
+        cuts = places + [0, least, least, 2 * least]
         for begin, end, up in ((cuts[0], cuts[1], y[i] // 2), (cuts[2], cuts[3], y[i] % 2)):
             half = (begin + end) // 2
             x[i, begin:half] += -5 if up else 5
@@ -453,7 +470,7 @@ def check_shapes(name, x_train, x_test):
     if length != length_test or length < 8 or min(n, n_test) < 2:  # 8: a frame of the STFT
         raise InputError(
             f"{name}: {n} train series of {length}, {n_test} test series of {length_test} values; "
-            "need 2 of 8 each"
+            "each split needs at least 2 series of 8 values"
         )
 
 
@@ -467,34 +484,39 @@ def index_labels(name, files, words_train, words_test):
         labels = [words_train, words_test]  # a mixture of numbers and words is words
     classes = sorted(set(labels[0]), key=lambda label: (isinstance(label, str), label))
     index = {label: k for k, label in enumerate(classes)}
+    one_class = len(classes) < 2
     for file, split in zip(files, labels, strict=True):
         for row, label in enumerate(split, 1):
             missing = str(label).lower() in ("", "nan", "none", "?")
-            if missing or label not in index or len(index) < 2:
+            if missing or one_class or label not in index:
                 shown = classes if len(classes) <= 10 else [*classes[:10], "..."]
                 raise InputError(
                     f"{name}: {file}, series {row} has label {label!r}; should be one of at least "
                     f"2 of the train split: {shown}"
                 )
     if len(classes) == len(words_train) > 2:
-        warn(f"{name}: as many classes as train series, {len(classes)}: is {files[0]}'s first "
-             "column an index and not a label?")  # fmt: skip
+        warn(
+            f"{name}: as many classes as train series, {len(classes)}: is {files[0]}'s first "
+            "column an index and not a label?"
+        )
     y_train, y_test = (np.array([index[v] for v in split], dtype=np.int64) for split in labels)
     return classes, y_train, y_test
 
 
 def parse_label(text):
     """A number where it is one ("1", "1.0", "1e+00" are one class), else the word."""
+    if "_" in text:  # Python reads 1_0 as 10
+        return text
     for kind in (int, float):  # int first: large ones stay apart
         with contextlib.suppress(ValueError):
-            value = kind("_" if "_" in text else text)  # Python reads 1_0 as 10
+            value = kind(text)
             if math.isfinite(value):
                 return int(value) if value == int(value) else value
     return text  # "inf" and "nan" too
 
 
 def mean_and_std(name, files, x_train, x_test):
-    """Mean and std of the train split (n, L). Refuses what cannot be standardised by them."""
+    """Mean and std of the train split (n, L). InputError for what they cannot standardise."""
     for file, x in zip(files, (x_train, x_test), strict=True):
         finite = np.isfinite(x).all(1)
         if not finite.all():
@@ -504,7 +526,8 @@ def mean_and_std(name, files, x_train, x_test):
             )
     with np.errstate(all="ignore"):  # what overflows is refused here
         mean, std = float(x_train.mean()), float(x_train.std())
-        if not 1e-13 * np.abs(x_train).max() < std < math.inf:  # float64 resolves 1e-16
+        resolution = 1e-13 * np.abs(x_train).max()  # float64 resolves 1e-16
+        if not resolution < std < math.inf:
             raise InputError(
                 f"{name}: {files[0]} has mean {mean:g}, standard deviation {std:g}: nothing to "
                 "standardise; rescale it"
@@ -517,27 +540,37 @@ def mean_and_std(name, files, x_train, x_test):
                     f"{name}: {file}, series {row} lies over 1e9 standard deviations off; mend or "
                     "remove it"
                 )
-        warn_of_dwarfing(name, files, x_train, x_test)
+        warn_of_codes_for_missing(name, files, x_train, x_test)
+        warn_of_unequal_scales(name, files[0], x_train)
     return mean, std
 
 
-def warn_of_dwarfing(name, files, x_train, x_test):
-    """Warn where a few values or series are so large that the others look constant beside them."""
-    typical = np.percentile(np.abs(x_train - np.median(x_train)), 90)
-    spreads = x_train.std(1)
+def warn_of_codes_for_missing(name, files, x_train, x_test):
+    """Warn of a value so large that it may stand for a missing one, -9999 or 1e20."""
+    median = np.median(x_train)
+    typical = np.percentile(np.abs(x_train - median), 90)
     if typical == 0:
-        return  # most values are one constant: no scale to compare with
+        return  # most values are one constant: there is no scale to compare with
     for file, x in zip(files, (x_train, x_test), strict=True):
-        off = np.abs(x - np.median(x_train)).max(1)
+        off = np.abs(x - median)  # (n, L)
         if off.max() > 500 * typical:
-            value = x[off.argmax()][np.abs(x[off.argmax()] - np.median(x_train)).argmax()]
-            warn(f"{name}: {file}, series {off.argmax() + 1} has a value of {value:g} where nine "
-                 f"of ten lie within {typical:g} of the median: a code for missing?")  # fmt: skip
+            row, column = np.unravel_index(off.argmax(), off.shape)
+            warn(
+                f"{name}: {file}, series {row + 1} has a value of {x[row, column]:g} where nine of "
+                f"ten lie within {typical:g} of the median: a code for missing?"
+            )
             return
+
+
+def warn_of_unequal_scales(name, file, x_train):
+    """Warn of many series that look constant beside the largest ones."""
+    spreads = x_train.std(1)  # (n)
     small = (spreads > 0) & (spreads < spreads.max() / 500)
     if small.mean() > 0.1:
-        warn(f"{name}: {files[0]}, series {small.argmax() + 1} and {small.sum() - 1} others vary "
-             "500 times less than the largest: one mean and std for all hides them")  # fmt: skip
+        warn(
+            f"{name}: {file}, series {small.argmax() + 1} and {small.sum() - 1} others vary 500 "
+            "times less than the largest: one mean and std for all hides them"
+        )
 
 
 def agrees_with_thesis(name, found):
@@ -644,7 +677,7 @@ def read_split(path):
         if not line.strip():
             continue
         where = f"{path}, row {number}"
-        if re.search("[\udc80-\udcff]", line):
+        if re.search("[\udc80-\udcff]", line):  # what surrogateescape makes of other bytes
             raise InputError(f"{where}: not UTF-8; save it as UTF-8")
         if path.suffix == ".csv" and not rows and is_header(line):
             labelled = line.split(",")[0].strip().strip('"').lower() in LABEL_COLUMNS
@@ -685,7 +718,8 @@ def skip_ts_header(path, lines):
     def says(key, value):
         return header.get(key, [""])[:1] == [value]
 
-    if says("@univariate", "false") or (header.get("@dimensions") or ["1"])[0] not in ("1",):
+    dimensions = header.get("@dimensions") or ["1"]
+    if says("@univariate", "false") or dimensions[0] != "1":
         raise InputError(f"{path}: several channels; one is read")
     if says("@targetlabel", "true"):
         raise InputError(f"{path}: a regression target; classes or no labels are read")
@@ -697,9 +731,10 @@ def skip_ts_header(path, lines):
 def split_line(where, suffix, line, labelled):
     """A line of a file of series -> its label (None where there is none) and float64 values (L)."""
     if suffix == ".ts":
-        *channels, label = line.split(":") if labelled else (line, None)
+        channels = line.split(":")
+        label = channels.pop() if labelled else None
         if not channels:
-            raise InputError(f"{where}: no label behind a colon, as the header promises")
+            raise InputError(f"{where}: no label after a colon, as the header promises")
         if len(channels) > 1:
             raise InputError(f"{where}: {len(channels)} channels; one is read")
         cells = channels[0].split(",")
@@ -708,9 +743,9 @@ def split_line(where, suffix, line, labelled):
         cells = line.split(separator)
         if len(cells) == 1 and suffix == ".tsv":
             raise InputError(f"{where}: expects tabs between values; .csv has commas, .txt blanks")
-        label, cells = (cells[0], cells[1:]) if labelled else (None, cells)
+        label = cells.pop(0) if labelled else None
     for column, cell in enumerate(cells, 1):
-        if cell.strip() in ("?", ""):
+        if cell.strip() in MISSING and cell.strip().lower() != "nan":
             raise InputError(f"{where}: value {column} is missing; fill the gap or remove the row")
         if "_" in cell:  # to Python 1_0 is 10
             raise InputError(f"{where}: {cell.strip()} is no number")
@@ -718,20 +753,27 @@ def split_line(where, suffix, line, labelled):
         values = np.array(cells, dtype=np.float64)
     except ValueError as error:
         raise InputError(f"{where}: {first_line(error)}; mend or remove it") from None
-    return label.strip().strip('"') if labelled else None, values
+    if labelled:
+        label = label.strip().strip('"')
+    return label, values
 
 
 def is_header(line):
-    """Is a line of a .csv a header: names, or the counting of columns that pandas writes?"""
+    """Is the first line of a .csv a header and not a series?"""
     cells = [parse_label(cell.strip().strip('"')) for cell in line.split(",")]
-    if isinstance(cells[-1], str):
+    names = [cell for cell in cells[1:] if isinstance(cell, str) and cell not in MISSING]
+    if names:  # label,t0,t1,...
         return True
-    if isinstance(cells[0], str):
-        return cells[1:] == list(range(len(cells) - 1))
-    return cells == list(range(len(cells)))
+    counted = list(range(len(cells)))
+    if isinstance(cells[0], str):  # label,0,1,2,...
+        return cells[1:] == counted[:-1]
+    return cells == counted  # 0,1,2,...: pandas counts columns so
 
 
-# ---- Download: what can be read gets its place ----
+MISSING = ("", "?", "nan", "NaN", "NA", "None", "null")
+
+
+# ---- Download: what can be read is moved into place ----
 
 
 def _fetch(url, folder):
@@ -806,19 +848,23 @@ def amplitude_resize(x, generator=None, std=0.2):
 
 
 def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
-    """Slow a random window by U[low, high], interpolate back to length L. §5.1.1.
+    """Slow a random window by a factor s ~ U[low, high], interpolate back to length L. §5.1.1.
 
-    Stretching [a, a + w] by s: tau(i) = i before it, a + s(i - a) inside, i + (s - 1)w behind.
-    Output j reads where tau = j tau(L-1)/(L-1): end points stay.
+    The window [a, a + w] becomes s w long, so sample i of x moves to place
+        tau(i) = i before the window, a + s (i - a) in it, i + (s - 1) w after it.
+    The output's L places are spread evenly over the stretched axis, end points stay, and each reads
+    x at the i that moved there. window is 0.4 of the length (ledger 31).
     """
     B, L = x.shape
     w = max(1, round(window * (L - 1)))  # in steps between samples
     s = _uniform(x, (B, 1), low, high, generator)  # (B, 1)
     a = (_uniform(x, (B, 1), 0, 1, generator) * (L - w)).floor()  # (B, 1) in 0 .. L-1-w
     j = torch.arange(L, device=x.device, dtype=x.dtype)  # (L)
-    tau = j * ((L - 1 + (s - 1) * w) / (L - 1))  # (B, L) on the warped axis
-    later = torch.where(tau < a + s * w, a + (tau - a) / s, tau - (s - 1) * w)
-    i = torch.where(tau < a, tau, later)  # (B, L) places in x
+    tau = j * ((L - 1 + (s - 1) * w) / (L - 1))  # (B, L) places on the stretched axis
+    i_in_window = a + (tau - a) / s  # tau solved for i
+    i_after = tau - (s - 1) * w
+    i = torch.where(tau < a + s * w, i_in_window, i_after)
+    i = torch.where(tau < a, tau, i)  # (B, L) places in x
     left = i.floor().clamp(0, L - 2).long()  # (B, L) linear between neighbours
     weight = (i - left).clamp(0, 1)
     return x.gather(1, left) * (1 - weight) + x.gather(1, left + 1) * weight
@@ -835,8 +881,10 @@ def slice_and_shuffle(x, generator=None, pieces=4):
     cuts = 1 + draws.argsort(1)[:, : pieces - 1]  # (B, pieces-1)
     place = torch.rand(B, pieces, generator=generator, device=x.device).argsort(1)  # (B, pieces)
     i = torch.arange(L, device=x.device)  # (L)
-    piece = (i >= cuts[:, :, None]).sum(1)  # (B, L) piece that i lies in
-    return x.gather(1, (place.gather(1, piece) * L + i).argsort(1))  # by new place, then by old
+    piece = (i >= cuts[:, :, None]).sum(1)  # (B, L) how many cuts lie before i
+    new_place = place.gather(1, piece)  # (B, L) of the piece that i lies in
+    order = (new_place * L + i).argsort(1)  # by the piece's new place, in it by the old order
+    return x.gather(1, order)
 
 
 def gaussian_noise(x, generator=None, std=0.05):
@@ -857,7 +905,7 @@ def slope(x, generator=None, limit=0.01):
 
 def phase_shift(x, generator=None, limit=math.pi / 4):
     """Add U[-limit, limit] to the phase of each bin and frame. Drafts (ledger 23)."""
-    n_fft = 2 ** math.ceil(math.log2(x.shape[1]))  # hop n_fft/4, no window
+    n_fft = 2 ** math.ceil(math.log2(x.shape[1]))  # hop n_fft/4, a rectangular window
     window = torch.ones(n_fft, device=x.device, dtype=x.dtype)
     u = torch.stft(x, n_fft, window=window, return_complex=True)  # (B, n_fft/2+1, frames)
     angle = _uniform(x, u.shape, -limit, limit, generator)
@@ -866,8 +914,11 @@ def phase_shift(x, generator=None, limit=math.pi / 4):
 
 
 def roundtrip(x, generator=None):
-    """Set the last L mod 8 samples to 0, as in the published views (ledger 18)."""
-    # Not told the length, an inverse STFT of n_fft 32, hop 8 ends with the last whole hop.
+    """Set the last L mod 8 samples to 0, as the published views have them (ledger 18).
+
+    There a view goes through an STFT of hop 8 and back. The inverse, not told the length, ends with
+    the last whole hop, and zeros are put after it. Else the round trip is exact, so it is left out.
+    """
     tail = x.shape[1] % 8
     return torch.nn.functional.pad(x[:, : x.shape[1] - tail], (0, tail))
 
@@ -932,22 +983,23 @@ def run_command(main):
 
 
 def pick_device(precision="float32"):
-    """$DEVICE, else cuda, else cpu. Sets what float32 means there."""
+    """$DEVICE, else cuda, else cpu; sets what float32 means there. InputError for one not there."""
     # mps has to be asked for: some releases of torch compute wrongly on it.
     name = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    # GPUs round convolutions to TF32 unless told not to, products if told to.
+    # By default torch rounds convolutions on a GPU to TF32, and does not round products.
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with errors_naming(f"DEVICE={name}"):
-        device = torch.Generator(torch.ones(1, device=name).device).device
+        tensor = torch.ones(1, device=name)  # fails where there is no such device
+        device = torch.Generator(tensor.device).device  # or one without random numbers (meta)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # cuda:1: else some calls go to the first
     return device
 
 
 def use_fast_layout(model):
-    """Lay convolutions out channels last, where short rows are convolved faster."""
-    if next(model.parameters()).device.type != "mps":  # wrong gradients there
+    """Lay a model's convolutions out channels last, which is faster for short rows."""
+    if next(model.parameters()).device.type != "mps":  # where gradients would be wrong
         model.to(memory_format=torch.channels_last)
 
 
@@ -1007,7 +1059,7 @@ def read_arrays(path, names):
     return arrays
 
 
-def refuse_foreign(path, names):
+def refuse_to_overwrite(path, names):
     """Refuse to write over a file that holds anything but arrays of these names, as ours do."""
     if not path.endswith(".npz"):
         raise InputError(f"--out {path}: should end in .npz")
@@ -1053,7 +1105,7 @@ def refuse_unknown_fields(path, values):
 def check_same(path, saved, wanted):
     """Refuse a file made with other settings or data, naming what differs.
 
-    A setting that the file lacks did not exist when it was made: it had what is the default now.
+    A setting that the file lacks did not exist when it was made: today's default stands for it.
     """
     for name, value in sorted(wanted.items()):
         before = saved.get(name, getattr(Config, name, None))
@@ -1082,25 +1134,25 @@ def load_checkpoint(path):
 def read_checkpoint(path, result, config=None, dataset=None):
     """A finished checkpoint's dict and the Config that made it.
 
-    result: "stage1", "stage2" or "fcn", whose settings have to be config's, and the data dataset's,
-    where these are given.
+    result: "stage1", "stage2" or "fcn". Where config or dataset is given, the file has to have been
+    made with its settings, or from its data: else InputError.
     """
     checkpoint = load_checkpoint(path)
     with errors_naming(path):
-        made_with = dict(checkpoint["identity"])
+        saved = dict(checkpoint["identity"])
         wanted = config.settings_of(result) if config else {}
         if dataset:
             wanted["sha256"] = dataset.sha256
-        check_same(path, made_with, wanted)
-        made_with.pop("sha256")
-        refuse_unknown_fields(path, made_with)
+        check_same(path, saved, wanted)
+        saved.pop("sha256")
+        refuse_unknown_fields(path, saved)
         if not finite(checkpoint["state"]):
             raise InputError("weights not finite")
-        return checkpoint, Config(**made_with)  # checks every value again
+        return checkpoint, Config(**saved)  # checks every value again
 
 
 def ready(model, checkpoint, path, precision):
-    """A module with a checkpoint's weights, on the device, in eval mode, for use alone."""
+    """A module with a checkpoint's weights, on the device, in eval mode, without gradients."""
     with errors_naming(path):
         model.load_state_dict(checkpoint["state"])
     return model.to(pick_device(precision)).eval().requires_grad_(False)
@@ -1113,7 +1165,7 @@ def hold(folder, wait=False):
     with open(Path(folder) / ".lock", "a") as file:  # closing it, or dying, lets go
         try:
             if fcntl is None:
-                raise OSError
+                raise OSError("no fcntl")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
@@ -1160,7 +1212,7 @@ GO_ON = (
 
 
 class Training:
-    """What the training loops share but for the mathematics: batches, log, and going on.
+    """All of a training loop but the mathematics: batches, log, going on after an interruption.
 
     Iterating gives index batches (B,) until total_steps; after each step the loop calls
     step_done(). An interrupted run, even one ended by kill -9, goes on from its resume file and
@@ -1199,13 +1251,15 @@ class Training:
 
     def __iter__(self):
         while self.step < self.total_steps:
-            start = self.step % self.steps_per_epoch * self.batch
+            step_in_epoch = self.step % self.steps_per_epoch
+            start = step_in_epoch * self.batch
             if start == 0:  # a new epoch
                 self.row_order = torch.randperm(
                     self.n_series, generator=self.generator, device=self.device
                 )
             yield self.row_order[start : start + self.batch]
-            if time.time() - self.saved > self.SECONDS:  # what belongs to the step is done
+            # Here the loop has done with the step: it asks for the next batch.
+            if time.time() - self.saved > self.SECONDS:
                 self._save()
 
     def cosine(self, learning_rate):
@@ -1223,8 +1277,8 @@ class Training:
         """Is the step just taken one that is logged?"""
         return self.step % self.log_every == 0 or self.step in (1, self.total_steps)
 
-    def ends(self, epochs):
-        """Did the step just taken end the schedule, or so many epochs? 0: never."""
+    def just_ended(self, epochs):
+        """Did the step just taken end the schedule, or another so many epochs? Never for 0."""
         if epochs == 0:
             return False
         return self.step == self.total_steps or self.step % (epochs * self.steps_per_epoch) == 0
@@ -1260,6 +1314,7 @@ class Training:
         self.resume_path.unlink(missing_ok=True)
 
     def _write(self, path, weights, **content):
+        """Write content, identity, step and seconds. InputError where weights are not finite."""
         if not finite(weights):
             raise InputError(
                 f"{self.stage}: weights not finite at step {self.step}, nothing is written. {GO_ON}"

@@ -9,6 +9,9 @@
     python evaluate.py compare runs/Symbols/*/seed*  # a row a run
 
 Letters: n series, L length, D code dimension, K classes, P features of the FCN (128).
+
+"Ledger 7" is row 7 of the ledger in README.md: where the thesis' text, the authors' program and
+this code differ.
 """
 
 import hashlib
@@ -79,7 +82,9 @@ SHOWN = (
     "coverage",
     "nn_ratio",
 )
-# All that metrics.json has.
+# What metrics.json has in any case, None where it was not measured; `config`, `stages` and
+# `classifier` stand beside them. nn_ratio: how near samples lie to train series. fid_floor,
+# is_real, cas_real: what real series score, fid_recon: what reconstructions do.
 METRICS = (
     *SHOWN,
     "recon_time",
@@ -140,7 +145,7 @@ class FCN(nn.Module):
         # Conv1d as Conv2d in channels_last: 1.4 times faster on a CPU.
         layers = []
         for channels, filters, width, padding in (
-            (1, 128, 8, 0),  # forward pads
+            (1, 128, 8, 0),  # padded in features()
             (128, 256, 5, "same"),
             (256, 128, 3, "same"),
         ):
@@ -162,9 +167,10 @@ class FCN(nn.Module):
 
 
 def train_fcn(x, y, n_classes, config, folder, name):
-    """Train an FCN on x (n, L), y (n,) in 0..K-1 -> FCN in eval mode, its unfinished Training.
+    """Train an FCN on x (n, L), y (n,) in 0..K-1 -> FCN in eval mode, and its Training.
 
-    AdamW, cosine, all epochs, as published (ledger 15).
+    The caller writes a checkpoint by training.finish, or drops its resume file. AdamW, cosine, all
+    steps, as published (ledger 15). name: of its lines in the log, and of its files.
     """
     device = pick_device(config.precision)
     torch.manual_seed(config.seed)
@@ -179,7 +185,7 @@ def train_fcn(x, y, n_classes, config, folder, name):
         name,
         model,
         [optimizer],
-        config.settings_of("fcn") | {"sha256": digest},
+        identity=config.settings_of("fcn") | {"sha256": digest},
         n=len(x),
         batch=config.fcn_batch,
         epochs=config.fcn_epochs,
@@ -188,7 +194,7 @@ def train_fcn(x, y, n_classes, config, folder, name):
     )
     x, y = x.to(device), y.to(device)  # (n, L), (n,)
     model.train()  # BatchNorm of the batch
-    for rows in training:
+    for rows in training:  # (B,) indices of a batch's series
         loss = F.cross_entropy(model(x[rows]), y[rows])
         for group in optimizer.param_groups:
             group["lr"] = training.cosine(config.fcn_lr)
@@ -199,36 +205,39 @@ def train_fcn(x, y, n_classes, config, folder, name):
     return model.eval().requires_grad_(False), training
 
 
-def with_steps(config, steps, n_classes):
-    """The config of a classifier that takes so many steps, or more where there are many classes."""
-    return replace(config, fcn_steps=max(steps, config.steps_per_class * n_classes))
+def fcn_config(config, dataset):
+    """The config of the classifier behind FID and IS. Its seed is 0: all runs share it."""
+    steps = classifier_steps(
+        config, config.fcn_steps, config.fcn_epochs, len(dataset.x_train), len(dataset.classes)
+    )
+    return replace(config, seed=0, fcn_steps=steps, fcn_epochs=UNUSED_EPOCHS)
 
 
-def fcn_config(config, n_classes):
-    """The config of the classifier behind FID and IS, which all seeds share."""
-    if config.fcn_steps:
-        config = with_steps(config, config.fcn_steps, n_classes)
-    return replace(config, seed=0)
+def cas_config(config, dataset, n):
+    """The config of a classifier trained on n generated series, or as long on any other series."""
+    steps = classifier_steps(config, config.cas_steps, config.cas_epochs, n, len(dataset.classes))
+    return replace(config, fcn_steps=steps, fcn_epochs=UNUSED_EPOCHS)
 
 
-def cas_config(config, n, n_classes):
-    """The config of a classifier trained on n generated series: as many steps on any other n."""
-    if config.cas_steps:
-        config = with_steps(config, config.cas_steps, n_classes)
-    else:
-        steps = config.cas_epochs * steps_per_epoch(n, config.fcn_batch)
-        config = replace(config, fcn_steps=steps)
-    return replace(config, fcn_epochs=Config.fcn_epochs)  # which the steps replace
+# Where steps decide, epochs do not: one value for all, so that they change no file's name.
+UNUSED_EPOCHS = Config.fcn_epochs
+
+
+def classifier_steps(config, steps, epochs, n, n_classes):
+    """Steps of a classifier: `steps`, or more for many classes; if it is 0, epochs of n series."""
+    if steps == 0:
+        return epochs * steps_per_epoch(n, config.fcn_batch)
+    return max(steps, config.steps_per_class * n_classes)
 
 
 def dataset_fcn(folder, dataset, config):
-    """The dataset's classifier of a config from folder, trained where missing.
+    """Load the dataset's classifier of a config from folder, or train it -> FCN, file, steps.
 
-    Runs share it: others wait. Returns the FCN in eval mode, its file, the number of its steps.
+    The FCN is in eval mode. Runs share it: a second process waits until the first has trained it.
     """
     identity = config.settings_of("fcn") | {"sha256": dataset.sha256}
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    name = f"fcn-{digest[:8]}"  # of other settings: another
+    name = f"fcn-{digest[:8]}"  # other settings get another file
     path = Path(folder) / f"{name}.pt"
     n_classes = len(dataset.classes)
     with hold(folder, wait=True):
@@ -251,7 +260,7 @@ def classify(fcn, x):
 
 
 def accuracy(p, y):
-    """Share of rows of p (n, K) whose largest entry is at y (n,)."""
+    """Share of rows of p, NumPy (n, K), whose largest entry is at y, a tensor (n,)."""
     return float((p.argmax(1) == y.numpy()).mean())
 
 
@@ -261,7 +270,7 @@ def accuracy(p, y):
 
 
 def frechet_distance(f1, f2):
-    """Fréchet distance of Gaussians fitted to features f1 (n1, P), f2 (n2, P), float64. Eq. 2.21.
+    """Squared Fréchet distance of Gaussians fitted to features (n1, P), (n2, P). Eq. 2.21, float64.
 
     Tr (S1 S2)^1/2 is the sum of the roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is
     symmetric: singular covariances are no trouble. ValueError for under 2 rows.
@@ -282,7 +291,7 @@ def frechet_distance(f1, f2):
 def inception_score(p, splits=10, seed=0):
     """exp(E KL(p(y|x) || p(y))), the mean over shuffled splits. p (n, K) -> float. Eq. 2.19.
 
-    1: samples alike or vague; K: sharp and even.
+    It is 1 where all samples are alike or vague, K where they are sharp and the classes even.
     """
     p = np.asarray(p, dtype=np.float64)
     shuffled = p[np.random.default_rng(seed).permutation(len(p))]
@@ -297,22 +306,24 @@ def inception_score(p, splits=10, seed=0):
 def precision_recall_density_coverage(real, fake, k=5):
     """Are samples near the data, and how much of the data do they cover? Features (n, P) -> dict.
 
-    A ball around each row reaches to its k-th nearest of the same kind. precision: share of fake in
-    some real ball; recall: share of real in some fake ball (Kynkäänniemi et al. 2019). density:
-    real balls around a fake one over k; coverage: share of real balls that hold a fake one (Naeem
-    et al. 2020): neither hangs on one outlier's large ball. ValueError for under 2 rows.
+    A ball around each row reaches to its k-th nearest neighbour of the same kind.
+    precision: share of fake rows in some real ball. recall: share of real rows in some fake ball
+    (Kynkäänniemi et al. 2019). density: how many real balls a fake row lies in, over k. coverage:
+    share of real balls that hold a fake row (Naeem et al. 2020); one outlier with a large ball does
+    not make these two good. ValueError for under 2 rows.
     """
     real = torch.as_tensor(real, dtype=torch.float64)
     fake = torch.as_tensor(fake, dtype=torch.float64)
     if min(len(real), len(fake)) < 2:
         raise ValueError("precision_recall_density_coverage: a neighbour needs at least 2 rows")
 
-    def radii(f):  # (n) to the k-th neighbour; the nearest is the row itself
-        return torch.cdist(f, f).kthvalue(min(k, len(f) - 1) + 1, dim=1).values
+    def radii(f):  # (n) distance to the k-th neighbour
+        neighbour = min(k, len(f) - 1) + 1  # the first one is the row itself
+        return torch.cdist(f, f).kthvalue(neighbour, dim=1).values
 
     distances = torch.cdist(real, fake)  # (n_real, n_fake)
-    in_real_ball = distances <= radii(real)[:, None]
-    in_fake_ball = distances <= radii(fake)
+    in_real_ball = distances <= radii(real)[:, None]  # (n_real, n_fake)
+    in_fake_ball = distances <= radii(fake)  # (n_real, n_fake)
     return {
         "precision": in_real_ball.any(0).double().mean().item(),
         "recall": in_fake_ball.any(1).double().mean().item(),
@@ -330,23 +341,23 @@ def classification_accuracy_score(x, y, dataset, config, folder):
     if absent:
         warn(f"class {', '.join(absent)} of {dataset.name} is not in y: no CAS")
         return None
-    n_classes = len(dataset.classes)
-    config = cas_config(config, len(x), n_classes)
-    fcn, training = train_fcn(x, y, n_classes, config, folder, "cas")  # from scratch
-    training.resume_path.unlink(missing_ok=True)
+    config = cas_config(config, dataset, len(x))
+    fcn, training = train_fcn(x, y, len(dataset.classes), config, folder, "cas")
+    training.resume_path.unlink(missing_ok=True)  # no checkpoint of it is kept
     return accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
 
 
 def nearest_neighbour_ratio(generated, train, test):
     """Mean distance generated -> nearest train over that of test -> nearest train; all (n, L).
 
-    Under that of reconstructed test series it hints at memorising (§6.4): smooth series lie nearer
-    to others, new ones too. None where every test series is a train series.
+    Generated series are smooth, and smooth series lie nearer to others. So compare the ratio with
+    that of reconstructed test series: a smaller one hints at memorising (§6.4). None where every
+    test series is a train series.
     """
 
     def mean_nearest(series):
         distances = []
-        for part in series.split(256):  # no products: those lose small distances
+        for part in series.split(256):  # not by matrix products, which lose small distances
             d = torch.cdist(part, train, compute_mode="donot_use_mm_for_euclid_dist")
             distances.append(d.amin(1))
         return torch.cat(distances).double().mean().item()
@@ -356,58 +367,64 @@ def nearest_neighbour_ratio(generated, train, test):
 
 
 def memorising(generated, dataset, x_hat=None):
-    """nn_ratio of samples, and nn_ratio_recon of reconstructed test series where they are there.
+    """nn_ratio of samples; nn_ratio_recon of reconstructed test series x_hat where they are given.
 
-    Warns where samples lie nearer to train series than new ones of their smoothness would (§6.4).
+    Warns where samples lie nearer to train series than reconstructions of unseen series do, or, in
+    lack of these, less than half as far as test series (§6.4).
     """
     x_train, x_test = dataset.x_train, dataset.x_test
-    scores = {"nn_ratio": nearest_neighbour_ratio(generated, x_train, x_test)}
-    limit = 0.5  # smoothing real series alone makes 0.76 to 0.95
-    who = "half of what test series have"
-    if x_hat is not None:
-        limit = scores["nn_ratio_recon"] = nearest_neighbour_ratio(x_hat, x_train, x_test)
-        who = "reconstructions of test series"
-    if scores["nn_ratio"] is not None and scores["nn_ratio"] < 0.999 * limit:
+    ratio = nearest_neighbour_ratio(generated, x_train, x_test)
+    scores = {"nn_ratio": ratio}
+    if x_hat is None:
+        yardstick = 0.5  # a moving average of real series alone makes 0.76 to 0.95
+        whose = "half of what test series have"
+    else:
+        yardstick = nearest_neighbour_ratio(x_hat, x_train, x_test)
+        whose = "reconstructions of test series"
+        scores["nn_ratio_recon"] = yardstick
+    if ratio is not None and ratio < 0.999 * yardstick:  # rounding is no memory
         warn(
-            f"nn_ratio {scores['nn_ratio']:.2f} < {limit:.2f}, {who}, hints at memorising (§6.4): "
-            "samples lie nearer to train series than new ones would"
+            f"nn_ratio {ratio:.2f} < {yardstick:.2f}, {whose}, hints at memorising (§6.4): samples "
+            "lie nearer to train series than new ones would"
         )
     return scores
 
 
 def score_samples(generated, conditional, labels, dataset, config, folder, x_hat=None):
-    """Every sample metric, by its key in metrics.json, of standardised series.
+    """Every sample metric of standardised series -> {key of metrics.json: value}.
 
-    generated (n, L) for FID and IS; conditional (n', L) for CAS where it has labels (n',); x_hat:
-    the reconstructed test split, where samples are a run's. folder: the run's, two below the
-    dataset's. `classifier`: the file, steps and accuracy of the one behind FID and IS.
+    generated: (n, L), for FID, IS and what compares features.
+    conditional, labels: (n', L) and (n',), for CAS; labels None: no CAS.
+    x_hat: (n_test, L), the reconstructed test split where samples are a run's own.
+    folder: the run's, OUT/DATASET/METHOD-AUG/seedN; the classifier is kept in OUT/DATASET.
+    The key `classifier` has the file, steps and accuracy of the one behind FID and IS.
     """
     scores = memorising(generated, dataset, x_hat)
-    n_classes = len(dataset.classes)
-    if n_classes == 0:
+    if not dataset.classes:
         return scores  # what is left needs a classifier
     n = len(generated)
-    if n < 256:  # as many as were published at the least
+    if n < 256:  # the fewest that the published program scores
         warn(
             f"{n} series are few: their FID is too high and their IS too low; compare them with "
             "fid_floor and is_real, which are those of as many real series"
         )
     root = Path(folder).parent.parent
-    fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, n_classes))
+    fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, dataset))
     real, p_real = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
     fake, p_fake = classify(fcn, generated)
     # The FID and the IS that a perfect model could reach: those of as many real series.
     n_train, n_test = len(dataset.x_train), len(dataset.x_test)
-    rows = np.random.default_rng(0).choice(n_train, n, replace=n_train < n)
+    too_few = n_train < n
+    rows = np.random.default_rng(0).choice(n_train, n, replace=too_few)
     floor, _ = classify(fcn, dataset.x_train[rows])
-    p_some = p_real
+    p_real_n = p_real
     if n < n_test:
-        p_some = p_real[np.random.default_rng(0).permutation(n_test)[:n]]
+        p_real_n = p_real[np.random.default_rng(0).permutation(n_test)[:n]]
     fcn_accuracy = accuracy(p_real, dataset.y_test)
     scores["fid"] = frechet_distance(fake, real)
     scores["fid_floor"] = frechet_distance(floor, real)
     scores["is"] = inception_score(p_fake)
-    scores["is_real"] = inception_score(p_some)
+    scores["is_real"] = inception_score(p_real_n)
     scores["fcn_accuracy"] = fcn_accuracy
     scores["classifier"] = {"file": str(file), "steps": steps, "accuracy": fcn_accuracy}
     scores |= precision_recall_density_coverage(real, fake)
@@ -416,8 +433,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     if labels is not None:
         scores["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
         # What CAS could reach: the same training on the real train split.
-        on_real = replace(cas_config(config, len(conditional), n_classes), seed=0)
-        fcn, _, _ = dataset_fcn(root, dataset, on_real)
+        cas_real_config = replace(cas_config(config, dataset, len(conditional)), seed=0)
+        fcn, _, _ = dataset_fcn(root, dataset, cas_real_config)
         scores["cas_real"] = accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
     return scores
 
@@ -432,7 +449,7 @@ def evaluate_run(run_dir, config=None):
     run_dir = Path(run_dir)
     config = config or read_config(run_dir)
     start = time.time()
-    pick_device(config.precision)
+    pick_device(config.precision)  # sets what float32 means
     dataset = load_dataset(config.dataset)
     stage1, checkpoint = load_stage1(run_dir, config, dataset)
     finished = finished_metrics(run_dir / "metrics.json", config, dataset)
@@ -479,7 +496,7 @@ def evaluate_run(run_dir, config=None):
 
 
 def finished_metrics(path, config, dataset):
-    """What metrics.json has where it answers this config; None where there is more to measure.
+    """The dict of metrics.json where it has all that this config asks for, else None.
 
     InputError where it is of other settings or data. A full one answers --stages 1 too.
     """
@@ -487,8 +504,9 @@ def finished_metrics(path, config, dataset):
         return None
     metrics = read_json(path)
     stages = metrics.get("stages", 0)
-    result = "metrics" if config.stages == stages == 2 else "stage1"
-    wanted = config.settings_of(result) | {"sha256": dataset.sha256}
+    both_are_full = stages == 2 and config.stages == 2
+    wanted = config.settings_of("metrics" if both_are_full else "stage1")
+    wanted["sha256"] = dataset.sha256
     check_same(path, metrics.get("config") or {}, wanted)
     if stages < config.stages:
         return None
@@ -497,7 +515,7 @@ def finished_metrics(path, config, dataset):
 
 
 def score_tokens(stage1, dataset, train, test):
-    """Reconstruction, probes and code use, of both splits as encode_split gives them."""
+    """Reconstruction, probes and code use -> {key: value}. train, test: dicts of encode_split."""
     time_error, frequency_error = test["errors"].mean(0).tolist()
     codes_used, perplexity = code_usage(test["tokens"], len(stage1.codebook()))
     scores = {
@@ -519,7 +537,10 @@ def score_tokens(stage1, dataset, train, test):
 
 
 def score_prior(prior, dataset, train, test):
-    """Masked cross-entropy of both splits. A gap: the prior knows its train series by heart."""
+    """Masked cross-entropy of both splits -> {key: float}. train, test: dicts of encode_split.
+
+    A low one of the train split beside a high one of the test split: the prior is overfit.
+    """
     device = next(prior.parameters()).device
     scores = {}
     for key, split, y in (
@@ -537,9 +558,10 @@ def draw_samples(prior, stage1, dataset, config):
     the train split's shares of classes, for CAS, None where there are no classes.
     """
     device = next(prior.parameters()).device
-    # A generator each: neither set of samples hangs on the size of the other.
+    # A generator each: neither set of samples depends on the size of the other.
     generators = [torch.Generator(device).manual_seed(1000 * config.seed + i) for i in range(2)]
     n_test = len(dataset.x_test)
+    # As published: at least 256 are drawn, and as many as the test split has are kept.
     no_class = torch.full((max(n_test, 256),), prior.no_class)
     generated = sample(prior, stage1, no_class, generators[0], config)[:n_test]
     samples = {"generated": generated, "conditional": None, "labels": None}
@@ -573,7 +595,7 @@ def save_run_samples(path, dataset, samples):
 
 def pyplot():
     """matplotlib.pyplot without a display, in the house's style."""
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own, inherited, fails in the import below
+    os.environ["MPLBACKEND"] = "Agg"  # that of a notebook, inherited, would fail to import
     import matplotlib
 
     matplotlib.use("Agg")  # where it had been imported before
@@ -596,7 +618,8 @@ def pyplot():
 def draw_figures(run_dir, dataset, stage1, test, samples):
     """Draw all figures of a run into run_dir/figures; the first three where samples is None.
 
-    A figure that fails is a warning: what a run has measured does not hang on a drawing.
+    samples: the dict of draw_samples. A figure that fails is a warning, as what a run has measured
+    does not depend on a drawing.
     """
     run_dir = Path(run_dir)
     drawings = {
@@ -618,7 +641,7 @@ def draw_figures(run_dir, dataset, stage1, test, samples):
             figure.tight_layout()
             write_atomic(path, lambda file: figure.savefig(file, format="png"))  # noqa: B023
             plt.close(figure)
-        except Exception as error:  # a library's own: it must not cost the run
+        except Exception as error:  # any of matplotlib's or sklearn's
             reason = first_line(error)
             warn(f"{path}: not drawn ({reason}); metrics.json has all that was measured")
 
@@ -732,7 +755,7 @@ def draw_series(plt, dataset, samples):
 
 
 def draw_real_and_generated(plt, dataset, stage1, pooled, generated):
-    """Both as series and as z_q; the PCA is of the real (Figures 6.16, 6.17, 6.21)."""
+    """Both as series and as z_q; the PCA is fitted on the real ones (Figures 6.16, 6.17, 6.21)."""
     rows = some_rows(len(generated), 500)
     n = len(rows)
     made = generated[rows]
@@ -772,19 +795,23 @@ def tsne(z):
 
 
 def command_samples(args):
-    """Score the series of an .npz in original units: X, perhaps y, perhaps X_unconditional."""
+    """Score the series of an .npz in original units: X, perhaps y, perhaps X_unconditional.
+
+    The classifier is kept below $OUT [runs], beside those of the runs.
+    """
     config = make_config(args)
     arrays = read_arrays(args.file, ("X", "y", "X_unconditional"))
     if "X" not in arrays:
         raise InputError(f"{args.file}: has {list(arrays)}, needs X (n, L)")
     dataset = load_dataset(config.dataset)
-    x = dataset.series_like_own(arrays["X"], f"{args.file}, X")
-    generated = x  # X serves all where it is alone
+    x = dataset.check_and_standardise(arrays["X"], f"{args.file}, X")
+    generated = x  # without X_unconditional X serves all metrics
     if "X_unconditional" in arrays:
         where = f"{args.file}, X_unconditional"
-        generated = dataset.series_like_own(arrays["X_unconditional"], where)
-    if min(len(x), len(generated)) < 2:
-        raise InputError(f"{args.file}: {len(x)} series; 2 or more are scored")
+        generated = dataset.check_and_standardise(arrays["X_unconditional"], where)
+    fewest = min(len(x), len(generated))
+    if fewest < 2:
+        raise InputError(f"{args.file}: {fewest} series; 2 or more are scored")
     labels = None
     if "y" in arrays and dataset.classes:
         words = as_labels(arrays["y"], len(x), f"{args.file}, y")

@@ -10,9 +10,12 @@ augmentation, which classes and a prior can use.
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
         --augmentation slice --precision bf16  # 6 minutes, one CPU core
 
-Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames (L/2 + 1 of u), W' frames
-of z (about W/2^n), D code dimension (64), K codes (32), N = H * W' tokens, P projector dimension
-(4096).
+Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames of u (4 L/n_fft + 1), W'
+frames of z (W halved n times), D channels and code dimension (64), K codes of a band (32), N = H W'
+tokens of a band, P projector dimension (4096).
+
+"Ledger 4" is row 4 of the ledger in README.md, which says where the thesis' text, the authors'
+program and this code differ; "drafts" are the project thesis and notes that came before.
 """
 
 import math
@@ -39,7 +42,7 @@ from data import (
     read_arrays,
     read_checkpoint,
     ready,
-    refuse_foreign,
+    refuse_to_overwrite,
     run_command,
     use_fast_layout,
     warn,
@@ -75,19 +78,25 @@ def istft(u, n_fft, length):
 
 
 def n_downsampling(length, latent_width):
-    """Number n of halvings: 2^n is the largest power of two up to L / (2 · latent_width), n >= 1.
+    """How often the encoder halves the frames: n >= 1, 2^n the largest power of two up to a ratio.
 
-    latent_width is an aim, no promise: W' is between one and two times as wide.
+    The ratio is L / (2 latent_width), rounded, as u has L/2 frames (n_fft 8). So latent_width is
+    an aim, no promise: W' is about one to two times as wide.
     """
-    return max(1, int(math.log2(max(1, round(length / (2 * latent_width))))))
+    ratio = round(length / (2 * latent_width))
+    n = int(math.log2(max(1, ratio)))
+    return max(1, n)
 
 
 class ResidualBlock(nn.Module):
-    """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv 1x1), (B, D, H, W). §5.1.1."""
+    """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv 1x1), (B, D, H, W). §5.1.1.
+
+    kernel: of the second convolution, 1 or 3. norm: whether the BatchNorm is there.
+    """
 
     def __init__(self, width, kernel, norm):
         super().__init__()
-        # NOTE(ledger 2): the text has 3x3 twice; --residual-kernel 3.
+        # NOTE(ledger 2): the thesis has 3x3 here too; --residual-kernel 3 restores it.
         self.convs = nn.Sequential(
             nn.LeakyReLU(),
             nn.Conv2d(width, width, 3, padding=1),
@@ -101,7 +110,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_blocks(width, kernel, norm):
-    """A list of four residual blocks, a BatchNorm behind each (ledger 31)."""
+    """A list of four residual blocks, a BatchNorm after each (ledger 31)."""
     blocks = []
     for _ in range(4):
         blocks.append(nn.Sequential(ResidualBlock(width, kernel, norm), nn.BatchNorm2d(width)))
@@ -115,9 +124,11 @@ class HalvingConv(nn.Conv2d):
         super().__init__(in_channels, width, kernel_size=(3, 4), stride=(1, 2))
 
     def forward(self, x):
-        # NOTE: no column on the right of an odd W, where no output would read it: oneDNN's bf16
-        # kernel for AMX (torch 2.13) multiplies such a column with memory that nobody wrote.
-        right = 1 - x.shape[3] % 2
+        # Replicated borders are the program's. NOTE: where W is odd, no output reads a column added
+        # on the right. It is left out, because oneDNN's bf16 kernel for AMX (torch 2.13) multiplies
+        # such a column with memory that nobody wrote: NaN.
+        even = x.shape[3] % 2 == 0
+        right = 1 if even else 0
         return super().forward(F.pad(x, (1, right, 1, 1), mode="replicate"))
 
 
@@ -136,14 +147,16 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """z (B, D, H, W') -> u^ (B, 2, H, frames): the encoder mirrored, then resized. §5.1.1."""
+    """z (B, D, H, W') -> u^ (B, 2, H, frames): n + 1 doublings, then a resize. §5.1.1.
+
+    One doubling more than the encoder has halvings; the last two have no BatchNorm (ledger 31).
+    """
 
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=False):
         layers = residual_blocks(width, residual_kernel, residual_norm)
         for _ in range(n - 1):
             conv = nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1)  # doubles the frames
             layers.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)))
-        # One doubling more than the encoder has halvings: ledger 31.
         layers.append(nn.ConvTranspose2d(width, 2, (3, 4), (1, 2), 1))
         layers.append(nn.ConvTranspose2d(2, 2, (3, 4), (1, 2), 1))
         super().__init__(*layers)
@@ -163,8 +176,8 @@ class VectorQuantizer(nn.Module):
     """Nearest code, straight-through gradient, codes that follow their vectors' moving average.
 
     z (B, D, H, W) -> z_q like z in float32, indices int64 (B, H, W), commitment loss (mean,
-    eq. 4.1). In training the codebook moves after its use; the moving average, no gradient,
-    minimises eq. 4.1's first half, sg[z] against z_q.
+    eq. 4.1). In training the codebook moves after it was used. Its moving average takes the place
+    of a gradient step on eq. 4.1's first half, sg[z] against z_q.
     """
 
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
@@ -173,7 +186,8 @@ class VectorQuantizer(nn.Module):
         self.eps = eps
         codebook = torch.randn(n_codes, dim)  # the scale of z, behind a BatchNorm
         self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
-        # NOTE(ledger 4): from 0 a code that batch 1 does not use is lost for some 100 steps.
+        # NOTE(ledger 4): started at 0, the count of a code that batch 1 does not use is about eps,
+        # so e_k is huge, and no z is near it, until m_k has decayed for some 100 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
         self.register_buffer("sums", codebook.clone())  # (K, D) m_k
 
@@ -189,10 +203,10 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z):
         with torch.autocast(z.device.type, enabled=False):
-            z = z.to(self.codebook.dtype)  # float32: sums over a batch lose what bf16 cannot hold
+            z = z.to(self.codebook.dtype)  # float32, as sums over a batch are too coarse in bf16
             indices = self.distances(z.detach()).argmin(-1)  # eq. 2.13
             z_q = self.lookup(indices)  # (B, D, H, W)
-            commitment = F.mse_loss(z, z_q)  # |z - sg[z_q]|^2 of eq. 4.1
+            commitment = F.mse_loss(z, z_q)  # |z - sg[z_q]|^2 of eq. 4.1; codes have no gradient
             if self.training:
                 self._update(z.detach(), indices)  # a new codebook; z_q keeps the old
             # Straight-through: the value is z_q, the gradient passes to z as if it were z.
@@ -215,33 +229,37 @@ class VectorQuantizer(nn.Module):
 
 
 def _full_precision(z):
-    """z, in float32 where it came in half precision: sums over a batch need it."""
+    """Half precision -> float32, which sums over a batch need; float32 and float64 stay."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _unit_columns(z):
     """Each feature centred over the batch, of length 1 (eq. 3.8, 3.11): (B, P) -> (B, P)."""
-    # NOTE(ledger 26): eq. 3.11 prints each row over its norm; its sentence says features.
+    # NOTE(ledger 26): eq. 3.11 prints each row over its norm, but "along the batch dimension".
     z = z - z.mean(0)
     return z * (z * z).sum(0).clamp_min(1e-24).rsqrt()
 
 
-def _off_diagonal_and_diagonal(a, b):
-    """Sum over i != j of c_ij^2, and c_ii (P), of C = a^T b; a, b (B, P)."""
+def _correlation_terms(a, b):
+    """Of C = a^T b, (P, P), with a, b (B, P): the sum over i != j of c_ij^2, and c_ii (P)."""
     c_ii = (a * b).sum(0)
-    # |a^T b|_F^2 = <a a^T, b b^T>: two B x B Gram matrices instead of the P x P of C.
-    return ((a @ a.T) * (b @ b.T)).sum() - c_ii.square().sum(), c_ii
+    # The sum of all c_ij^2 is trace(C^T C) = trace(a a^T b b^T): two B x B Gram matrices serve, and
+    # C, P x P, is never made.
+    all_squares = ((a @ a.T) * (b @ b.T)).sum()
+    off_diagonal = all_squares - c_ii.square().sum()
+    return off_diagonal, c_ii
 
 
 def barlow_twins_loss(z1, z2, lambd=0.005):
     """sum_i (1 - c_ii)^2 + lambd sum_{i != j} c_ij^2 of projections (B, P) -> scalar. Eq. 3.7, 3.8.
 
-    c_ii to 1: both views say the same. c_ij to 0: no two features do. ValueError for one row.
+    c_ii is drawn to 1: both views say the same. c_ij is drawn to 0: no two features say the same.
+    ValueError for one row.
     """
     if len(z1) < 2:
         raise ValueError("barlow_twins_loss: a correlation needs at least 2 rows")
     z1, z2 = _full_precision(z1), _full_precision(z2)
-    off_diagonal, c_ii = _off_diagonal_and_diagonal(_unit_columns(z1), _unit_columns(z2))
+    off_diagonal, c_ii = _correlation_terms(_unit_columns(z1), _unit_columns(z2))
     return (1 - c_ii).square().sum() + lambd * off_diagonal
 
 
@@ -254,15 +272,18 @@ def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma
         raise ValueError("vibcreg_loss: a variance needs at least 2 rows")
     z1, z2 = _full_precision(z1), _full_precision(z2)
 
-    def v(z):  # eq. 3.10: a std of gamma at least, or all series are one point
+    def v(z):  # eq. 3.10: a std of at least gamma, so that series do not become one point
         return F.relu(gamma - torch.sqrt(z.var(0) + eps)).mean()
 
     def c(z):  # eq. 3.12 to 3.14: no two features say the same
         unit = _unit_columns(z)
-        return _off_diagonal_and_diagonal(unit, unit)[0] / z.shape[1] ** 2
+        off_diagonal, _ = _correlation_terms(unit, unit)
+        return off_diagonal / z.shape[1] ** 2
 
-    # NOTE(ledger 5): eq. 3.9 sums over features; --similarity-weight 102400 (25 P) gives that.
-    # NOTE(ledger 6): eq. 3.13 has 1/(B-1); --covariance-weight 100 / (B-1)^2 gives that.
+    # NOTE(ledger 5): eq. 3.9 sums over features, the mean is that over P; --similarity-weight
+    # 102400 (25 P) restores the sum.
+    # NOTE(ledger 6): eq. 3.13 has 1/(B-1); --covariance-weight 0.0062, 100 / (B-1)^2 for a batch of
+    # 128, restores that.
     s = F.mse_loss(z1, z2)  # eq. 3.9
     return similarity * s + variance * (v(z1) + v(z2)) + covariance * (c(z1) + c(z2))
 
@@ -270,7 +291,8 @@ def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma
 def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     """Whiten feature groups over the batch. z (B, P) float -> (B, P). §3.3.2; Huang et al. 2019.
 
-    ValueError where groups does not divide P. No running averages: only training needs it.
+    groups: how many, G, of d = P / G features each. ValueError where groups does not divide P.
+    There are no running averages, as only training needs it.
     """
     B, P = z.shape
     if P % groups:
@@ -281,18 +303,21 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]  # (G, 1, 1)
     s = covariance / trace  # eigenvalues in (0, 1]
     p = eye.expand_as(s)  # (G, d, d)
-    # Newton's iteration drives p to s^{-1/2} without eigenvectors, whose gradient explodes where
-    # eigenvalues meet. Five rounds whiten strong directions and spare the noise of weak ones.
+    # Newton's iteration drives p to s^{-1/2}. Eigenvectors would do that at once, but their
+    # gradient explodes where eigenvalues meet. Five rounds are few on purpose: they whiten the
+    # strong directions and do not blow up the noise of the weak ones.
     for _ in range(iterations):
         p = 1.5 * p - 0.5 * (p @ p @ p) @ s
-    return (p @ x / trace.sqrt()).reshape(P, B).T  # (B, P)
+    whitened = p @ x / trace.sqrt()  # covariance^{-1/2} = s^{-1/2} / sqrt(trace)
+    return whitened.reshape(P, B).T  # (B, P)
 
 
 class Projector(nn.Module):
-    """Linear - BN - ReLU twice, Linear; for VIbCReg then IterNorm by 64, with scale and shift.
+    """Linear - BN - ReLU twice, then Linear. whiten: IterNorm after it (VIbCReg, §3.3.2).
 
-    Views (B, in_dim) -> list of (B, dim). §4.1.1, §5.1.1. One product for all views, as reading
-    the weights costs more than using them; each view has its own batch statistics.
+    Views (B, in_dim) -> list of (B, dim). §4.1.1, §5.1.1. Each Linear multiplies all views at once,
+    as reading its weights costs more than using them; BatchNorm sees each view by itself. IterNorm
+    whitens groups of 64 features, then a learned scale and shift act on each feature.
     """
 
     def __init__(self, in_dim=128, dim=4096, whiten=False):
@@ -317,7 +342,8 @@ class Projector(nn.Module):
         if self.whiten:
             with torch.autocast(h.device.type, enabled=False):  # in float32
                 for i, z in enumerate(projections):
-                    projections[i] = iter_norm(z, z.shape[1] // 64) * self.scale + self.shift
+                    groups = z.shape[1] // 64  # of 64 features
+                    projections[i] = iter_norm(z, groups) * self.scale + self.shift
         return projections
 
 
@@ -328,8 +354,8 @@ class Projector(nn.Module):
 
 def pool(z):
     """Global average and max pool, concatenated: z (B, D, H, W) -> (B, 2D). §4.1.1."""
-    # z_q has ties: adaptive_max_pool2d sends the gradient to one of them, as the program does,
-    # amax would split it (ledger 29).
+    # z_q has ties, as codes repeat: adaptive_max_pool2d sends the gradient to one of them, as the
+    # authors' program does; amax would split it (ledger 29).
     return torch.cat([z.mean((2, 3)), F.adaptive_max_pool2d(z, 1).flatten(1)], dim=1)
 
 
@@ -337,8 +363,8 @@ class Band(nn.Module):
     """A frequency band of u with an encoder, a codebook and a decoder of its own. §3.1.1.
 
     first, last: the frequency bins that are the band's. The others are zero to its encoder (P_LF,
-    P_HF of eq. 3.1). Zero-padding them, not cutting them out, leaves the latent its full height:
-    H * W' tokens, however few bins a band has.
+    P_HF of eq. 3.1). As they are not cut out, the latent keeps its full height: H W' tokens,
+    however few bins a band has. InputError where no frame of z would be left.
     """
 
     def __init__(self, config, length, first, last, latent_width):
@@ -346,19 +372,21 @@ class Band(nn.Module):
         n = n_downsampling(length, latent_width)
         H = config.n_fft // 2 + 1
         frames = length // (config.n_fft // 4) + 1  # W of u
-        if frames >> n < 1:
+        if frames // 2**n < 1:
             raise InputError(
-                f"--n-fft {config.n_fft}: of {frames} frames of a series of length {length} none "
-                "would be left; make it smaller or --latent-width larger"
+                f"--n-fft {config.n_fft}: {frames} frames are too few to halve {n} times; make it "
+                "smaller or --latent-width larger"
             )
-        self.grid = (H, frames >> n)  # H, W' of z
+        self.grid = (H, frames // 2**n)  # H, W' of z
         mask = torch.zeros(H, 1)
         mask[first : last + 1] = 1
         self.register_buffer("mask", mask, persistent=False)  # (H, 1) 1: a bin of the band
-        # NOTE(ledger 20): BatchNorm in both in the text, in the program in the encoder alone.
-        norm = config.residual_norm
-        self.encoder = Encoder(n, config.width, config.residual_kernel, norm != "none")
-        self.decoder = Decoder(n, config.width, config.residual_kernel, norm == "both")
+        # NOTE(ledger 20): the thesis has BatchNorm in the residual blocks of both, the authors'
+        # program in the encoder's alone.
+        encoder_norm = config.residual_norm in ("encoder", "both")
+        decoder_norm = config.residual_norm == "both"
+        self.encoder = Encoder(n, config.width, config.residual_kernel, encoder_norm)
+        self.decoder = Decoder(n, config.width, config.residual_kernel, decoder_norm)
         self.quantizer = VectorQuantizer(
             config.n_codes, config.width, config.ema_decay, config.ema_initial_count
         )
@@ -403,7 +431,10 @@ class NCVQVAE(nn.Module):
         return u, latents
 
     def quantize(self, latents):
-        """[z] -> [z_q], token ids int64 (B, N), band k's from K k on, commitment loss (eq. 3.1)."""
+        """[z] -> [z_q], token ids int64 (B, N), commitment loss (eq. 3.1).
+
+        The ids of band k are k K to (k + 1) K - 1.
+        """
         quantized = []
         ids = []
         commitment = 0.0
@@ -421,30 +452,31 @@ class NCVQVAE(nn.Module):
         for band, z in zip(self.bands, latents, strict=True):
             with self._autocast(z):
                 part = band.decoder(z, frames)
-            # Each band gives its own bins of u^ (eq. 3.2). In float32, where gradients meet.
+            # The decoder's other bins are set to zero (§3.1.1). Summed in float32, as the gradients
+            # of both errors meet here.
             u = u + band.mask * part.float()
         return u, istft(u, self.config.n_fft, self.length)
 
     def ssl_loss(self, latents, latents_aug):
-        """eta · L_SSL of eq. 4.5 of two lists of latents, pooled and projected."""
+        """eta · L_SSL of eq. 4.5 of two lists of latents (B, D, H, W'), pooled and projected."""
         config = self.config
         pooled = torch.cat([pool(z) for z in latents], 1)  # (B, 2D of each band)
         pooled_aug = torch.cat([pool(z) for z in latents_aug], 1)
         with self._autocast(pooled):
             p1, p2 = self.projector(pooled, pooled_aug)  # (B, P) each
-        if config.method == "barlow":  # eta = 1/P: the loss has as many terms as features
+        if config.method == "barlow":  # the thesis' eta is 1/P (§5.1.1), config.eta a factor on it
             loss = barlow_twins_loss(p1, p2, config.barlow_lambda)
             return config.eta / config.projector_dim * loss
         loss = vibcreg_loss(
             p1, p2, config.similarity_weight, config.variance_weight, config.covariance_weight
         )
-        return config.eta * 0.01 * loss
+        return config.eta * 0.01 * loss  # eta 0.01 (§5.1.1)
 
     def forward(self, x, x_aug=None):
         """Eq. 4.5 of x and its view x' (B, L) -> loss, its terms (detached), token ids (B, N).
 
         x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3 (of two bands: eq. 3.3).
-        views = 2: x and x_aug both are views.
+        With --views 2 x is a view too, and x_aug is not reconstructed.
         """
         u, z = self.encode(x)
         z_q, tokens, commitment = self.quantize(z)
@@ -458,18 +490,19 @@ class NCVQVAE(nn.Module):
             u_aug, z_aug = self.encode(x_aug)  # BatchNorm statistics of its own
             if self.config.views == 1:
                 u_aug_hat, x_aug_hat = self.decode(z_aug)
-                # Without it models overfit severely: the encoder pleases the SSL loss by ignoring
-                # the view (§4.1.1). It also shows the decoder series that the data lacks.
+                # Without recon_aug models overfit severely: the encoder pleases the SSL loss and
+                # neglects reconstruction (§4.1.1). It also lets the decoder see new series.
                 recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
                 terms["recon_aug"] = self.config.zeta * recon_aug
-            # z_q against z': the codes shall be alike; x' needs none.
-            # NOTE(ledger 32): two equal views meet before the codes.
-            terms["ssl"] = self.ssl_loss(z_q if self.config.views == 1 else z, z_aug)
+            # x is compared after quantisation, its view before it: the codes of x shall agree with
+            # the view (§4.1.1). NOTE(ledger 32): of two views both are compared before it.
+            compared = z_q if self.config.views == 1 else z
+            terms["ssl"] = self.ssl_loss(compared, z_aug)
         loss = sum(terms.values())  # eq. 4.5
         return loss, {name: term.detach() for name, term in terms.items()}, tokens
 
     def codebook(self):
-        """The codes of all bands: (K of each band, D)."""
+        """The codes of all bands, float32 (bands K, D)."""
         return torch.cat([band.quantizer.codebook for band in self.bands])
 
     @torch.no_grad()
@@ -480,22 +513,23 @@ class NCVQVAE(nn.Module):
         for k, (band, z) in enumerate(zip(self.bands, latents, strict=True)):
             logits = -band.quantizer.distances(z).flatten(1, 2)  # (B, N, K)
             if temperature > 0:
+                # argmax(-d^2 + temperature g) is a draw from softmax(-d^2 / temperature)
                 logits = logits + temperature * gumbel(logits.shape, generator, x.device)
             ids.append(logits.argmax(-1) + k * self.config.n_codes)
         return torch.cat(ids, 1)
 
     @torch.no_grad()
     def series(self, tokens):
-        """Series of token ids (B, N), by the stage-1 codebook: (B, L), standardised units."""
+        """Token ids (B, N) -> series (B, L), standardised, by the codes and the decoder."""
         latents = []
         for band, ids in zip(self.bands, tokens.split(self.sizes, 1), strict=True):
-            indices = ids % self.config.n_codes  # of the band's own codes
+            indices = ids % self.config.n_codes  # within the band's own codebook
             latents.append(band.quantizer.lookup(indices.unflatten(1, band.grid)))
         return self.decode(latents)[1]
 
 
 def gumbel(shape, generator, device):
-    """Standard Gumbel noise: the argmax of log p + noise is a draw from p."""
+    """Standard Gumbel noise of a shape: the argmax of log p + noise is a draw from p."""
     uniform = torch.rand(shape, generator=generator, device=device).clamp_min(1e-20)
     return -torch.log(-torch.log(uniform))
 
@@ -507,21 +541,21 @@ def gumbel(shape, generator, device):
 
 @torch.no_grad()
 def encode_split(model, x, batch=256):
-    """One pass of a split x (n, L) through stage 1, in the mode it is in -> dict of CPU tensors.
+    """One pass of a split x (n, L) through stage 1, in the model's mode -> dict of CPU tensors.
 
-    pooled z_q (n, D of each band), tokens (n, N), x_hat (n, L), errors (n, 2): the MSE of each
-    series in time and in frequency.
+    pooled (n, bands D): z_q averaged over H and W'; tokens (n, N); x_hat (n, L); errors (n, 2): the
+    MSE of each series in time and in frequency.
     """
     device = next(model.parameters()).device
     parts = {"pooled": [], "tokens": [], "x_hat": [], "errors": []}
-    for rows in x.split(batch):  # (B, L)
-        rows = rows.to(device)
-        u, z = model.encode(rows)
+    for part in x.split(batch):
+        part = part.to(device)  # (B, L)
+        u, z = model.encode(part)
         z_q, tokens, _ = model.quantize(z)
         u_hat, x_hat = model.decode(z_q)  # (B, 2, H, W), (B, L)
-        error_time = (x_hat - rows).square().mean(1)  # (B)
+        error_time = (x_hat - part).square().mean(1)  # (B)
         error_frequency = (u_hat - u).square().mean((1, 2, 3))  # (B)
-        pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)  # (B, D of each band)
+        pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)  # (B, bands D)
         parts["pooled"].append(pooled.cpu())
         parts["tokens"].append(tokens.cpu())
         parts["x_hat"].append(x_hat.cpu())
@@ -532,7 +566,8 @@ def encode_split(model, x, batch=256):
 def train_stage1(run_dir, config, dataset=None):
     """Train stage 1, write run_dir/config.json and stage1.pt -> NCVQVAE in eval mode.
 
-    Finished before: returns at once; interrupted: goes on; of other settings or data: InputError.
+    A run that was finished before returns at once, an interrupted one goes on. InputError where the
+    folder holds a run of other settings or data.
     """
     run_dir = Path(run_dir)
     device = pick_device(config.precision)
@@ -542,7 +577,7 @@ def train_stage1(run_dir, config, dataset=None):
         raise InputError(f"--n-fft {config.n_fft}: {dataset.name} is shorter")
     if path.exists():
         model, _ = load_stage1(run_dir, config, dataset)
-        write_json(run_dir / "config.json", asdict(config))
+        write_json(run_dir / "config.json", asdict(config))  # settings of later stages may be new
         print(f"{path}: finished before, with these settings and data", file=sys.stderr)
         return model
 
@@ -558,7 +593,7 @@ def train_stage1(run_dir, config, dataset=None):
         "stage1",
         model,
         [optimizer],
-        config.settings_of("stage1") | {"sha256": dataset.sha256},
+        identity=config.settings_of("stage1") | {"sha256": dataset.sha256},
         n=len(dataset.x_train),
         batch=config.stage1_batch,
         epochs=config.stage1_epochs,
@@ -570,7 +605,7 @@ def train_stage1(run_dir, config, dataset=None):
     x_test = dataset.x_test.to(device)
 
     model.train()  # BatchNorm of the batch, a codebook that moves
-    for rows in training:
+    for rows in training:  # (B,) indices of a batch's series
         x, x_aug = x_train[rows], None  # (B, L)
         if config.views == 2:
             x = augment(x, config.augmentation, training.generator)
@@ -584,13 +619,14 @@ def train_stage1(run_dir, config, dataset=None):
         optimizer.step()
         training.step_done(loss, **terms)
 
-        if training.just_logged and len(tokens.unique()) == len(model.bands):
+        one_code_a_band = len(model.bands)
+        if training.just_logged and len(tokens.unique()) == one_code_a_band:
             warn(
                 f"step {training.step}: the codebook collapsed to one code; try another --seed or "
                 "a smaller --stage1-lr"
             )
-        if training.ends(config.validate_epochs):
-            model.eval()  # nothing moves, no draw is consumed (Fig. 6.2)
+        if training.just_ended(config.validate_epochs):
+            model.eval()  # nothing moves, no random number is drawn (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
     training.finish(path, data=dataset.info())  # about 3 MB
@@ -600,7 +636,7 @@ def train_stage1(run_dir, config, dataset=None):
 def load_stage1(run_dir, config=None, dataset=None):
     """A run's tokenizer: NCVQVAE without projector in eval mode, and its checkpoint's dict.
 
-    Settings and data have to be those of config and dataset where these are given.
+    InputError where config or dataset is given and the checkpoint was made with another.
     """
     path = Path(run_dir) / "stage1.pt"
     checkpoint, made_with = read_checkpoint(path, "stage1", config, dataset)
@@ -616,13 +652,13 @@ def command_encode(words):
     parser.add_argument("file", help=".npz with X (n, L), in the data's units")
     parser.add_argument("--out", default="tokens.npz", help="file to write [tokens.npz]")
     args = parser.parse_args(words)
-    refuse_foreign(args.out, ("tokens", "z_q", "X_hat"))
+    refuse_to_overwrite(args.out, ("tokens", "z_q", "X_hat"))
     model, checkpoint = load_stage1(args.run_dir)
     dataset = Dataset(**checkpoint["data"])
     arrays = read_arrays(args.file, ("X",))
     if "X" not in arrays:
         raise InputError(f"{args.file}: no array X (n, L) in it")
-    encoded = encode_split(model, dataset.series_like_own(arrays["X"], f"{args.file}, X"))
+    encoded = encode_split(model, dataset.check_and_standardise(arrays["X"], f"{args.file}, X"))
     arrays = {
         "tokens": encoded["tokens"].numpy(),  # (n, N)
         "z_q": encoded["pooled"].numpy(),  # (n, D of each band)

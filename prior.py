@@ -7,7 +7,11 @@
     python prior.py sample runs/Symbols/vibcreg-slice/seed1 --n 100 --class 1 --out x.npz
 
 Naive and NC models get the same prior (ledger 11): a difference in samples is due to stage 1.
-Letters: B batch, N tokens, K codes, D code dimension (64), E hidden dimension (256), T passes.
+Letters: B batch, N tokens of all bands, K codes of all bands, D code dimension (64), E hidden
+dimension (256), T passes.
+
+"Ledger 7" is row 7 of the ledger in README.md: where the thesis' text, the authors' program and
+this code differ.
 """
 
 import math
@@ -27,6 +31,7 @@ from data import (
     Parser,
     Training,
     add_flags,
+    check_same,
     hold,
     load_dataset,
     make_config,
@@ -34,7 +39,7 @@ from data import (
     read_checkpoint,
     read_config,
     ready,
-    refuse_foreign,
+    refuse_to_overwrite,
     run_command,
     write_atomic,
 )
@@ -63,7 +68,7 @@ class Block(nn.Module):
         per_head = E // self.heads
         qkv = self.qkv(self.norm1(h)).view(B, N, 3, self.heads, per_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, E/heads) each
-        # Plain: a fused kernel takes 4 times as long in bf16 on a CPU.
+        # Written out, as a fused kernel takes 4 times as long in bf16 on a CPU.
         attention = (q @ k.transpose(2, 3) / math.sqrt(per_head)).softmax(-1)  # (B, heads, N, N)
         mixed = (attention @ v).transpose(1, 2).reshape(B, N, E)
         h = h + self.out(mixed)
@@ -73,9 +78,10 @@ class Block(nn.Module):
 class Prior(nn.Module):
     """p(token | unmasked tokens, class). §4.1.2, Table 5.1.
 
-    tokens int64 (B, N), mask bool (B, N) (True: masked, not looked at), labels int64 (B,) in
-    0..n_classes, the last of which means "no class" -> logits float32 (B, N, K). sizes: tokens of
-    each band; N is their sum, or that of the low band, which comes first.
+    tokens: int64 (B, N), of all bands, or of the low band alone, which comes first.
+    mask: bool (B, N), True where a token is masked and so not looked at.
+    labels: int64 (B,) in 0..n_classes; n_classes itself means "no class".
+    Returns logits, float32 (B, N, K). sizes: how many tokens each band has.
     """
 
     def __init__(self, config, codebook, sizes, n_classes):
@@ -88,8 +94,9 @@ class Prior(nn.Module):
         self.embedding = nn.Embedding(K, D)
         if config.embedding == "codebook":  # whose geometry SSL has shaped (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
-        # Apart from the embedding: learning "unknown" moves no code (§4.1.2). All start at the
-        # codes' own scale: LayerNorm would drown smaller ones.
+        # A vector of its own, so that learning "unknown" moves no code (§4.1.2). It, the classes
+        # and the positions start as N(0, 1), like the codes: LayerNorm over their sum would drown
+        # smaller ones.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
         self.positions = nn.Parameter(torch.randn(1 + sum(sizes), D))  # the first one: the class
@@ -102,11 +109,12 @@ class Prior(nn.Module):
         self.norm_out = nn.LayerNorm(E)
         self.to_code = nn.Linear(E, D)
         self.head = nn.Sequential(nn.GELU(), nn.LayerNorm(D), nn.Linear(D, K))
-        # A position may take its own band's codes only.
+        # A position may take the codes of its own band only.
         band_of_position = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (N)
-        band_of_code = torch.arange(len(sizes)).repeat_interleave(K // len(sizes))  # (K)
-        foreign = band_of_position[:, None] != band_of_code  # (N, K)
-        self.register_buffer("foreign", foreign, persistent=False)
+        codes_of_band = K // len(sizes)
+        band_of_code = torch.arange(len(sizes)).repeat_interleave(codes_of_band)  # (K)
+        forbidden = band_of_position[:, None] != band_of_code  # (N, K)
+        self.register_buffer("forbidden", forbidden, persistent=False)
 
     def forward(self, tokens, mask, labels):
         bf16 = self.precision == "bf16"
@@ -116,7 +124,8 @@ class Prior(nn.Module):
             h = h + self.positions[: h.shape[1]]
             h = self.blocks(self.to_hidden(self.norm_in(h)))  # (B, 1+N, E)
             logits = self.head(self.to_code(self.norm_out(h[:, 1:])))  # (B, N, K)
-        return logits.float().masked_fill(self.foreign[: tokens.shape[1]], -1e9)
+        forbidden = self.forbidden[: tokens.shape[1]]  # the low band may come alone
+        return logits.float().masked_fill(forbidden, -1e9)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -127,18 +136,22 @@ class Prior(nn.Module):
 def mask_tokens(tokens, generator=None):
     """A random mask per series: r ~ U(0, 1], ceil(cos(pi r / 2) N) places -> bool (B, N). §3.2.1.
 
-    At least one, 2/pi of them in the mean (ledger 8: naive and NC alike). Many masked is the first
-    pass of decoding, few the last: training sees all of them.
+    At least one, 2/pi of them in the mean (ledger 8). Decoding starts with many masked and ends
+    with few, so training has to see every share.
     """
     B, N = tokens.shape
     r = 1 - torch.rand(B, 1, generator=generator, device=tokens.device)  # (0, 1]
     count = (torch.cos(r * (math.pi / 2)) * N).ceil().clamp(1, N)  # (B, 1)
     order = torch.rand(B, N, generator=generator, device=tokens.device).argsort(1)
-    return order.argsort(1) < count  # rank of each position in a random order
+    rank = order.argsort(1)  # (B, N) of each position in a random order
+    return rank < count
 
 
 def masked_cross_entropy(logits, tokens, mask):
-    """Mean -log p(token) over masked positions. logits (B, N, K), tokens, mask (B, N). Eq. 3.5."""
+    """Mean -log p(token) over masked positions. logits (B, N, K), tokens, mask (B, N). Eq. 3.5.
+
+    The thesis prints the equation without the log (ledger 7).
+    """
     losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")  # (B * N)
     weight = mask.flatten().to(losses.dtype)  # (B * N) 1 where it counts
     return (losses * weight).sum() / weight.sum()
@@ -147,13 +160,14 @@ def masked_cross_entropy(logits, tokens, mask):
 def band_losses(prior, tokens, masks, labels, loss_on="masked"):
     """Eq. 3.5, the mean over bands: p(low | class) and p(high | low, class), as TimeVQVAE has it.
 
-    tokens (B, N), masks: one (B, n) a band, labels (B,) -> scalar.
+    tokens (B, N), masks a list of bool (B, tokens of the band), labels (B,) -> scalar. loss_on: the
+    "masked" tokens count, or "all" (ledger 7).
     """
     loss = 0.0
     start = 0
     for mask in masks:
         end = start + mask.shape[1]
-        masked = F.pad(mask, (start, 0))  # (B, end) the lower band is known
+        masked = F.pad(mask, (start, 0))  # (B, end) False, so visible, in the band before
         logits = prior(tokens[:, :end], masked, labels)[:, start:]  # (B, n, K)
         counted = mask if loss_on == "masked" else torch.ones_like(mask)  # ledger 7
         loss = loss + masked_cross_entropy(logits, tokens[:, start:end], counted) / len(masks)
@@ -163,19 +177,22 @@ def band_losses(prior, tokens, masks, labels, loss_on="masked"):
 
 @torch.no_grad()
 def prior_loss(prior, tokens, labels, seed=0):
-    """band_losses of a split (n, N), one seeded mask a series, as a float. §6.2.3."""
+    """band_losses of a split's tokens (n, N), one seeded mask a series, as a float. §6.2.3.
+
+    Batches are weighted by their masked tokens: of one band that is the mean over all of them.
+    """
     generator = torch.Generator(tokens.device).manual_seed(seed)
     masks = [mask_tokens(part, generator) for part in tokens.split(prior.sizes, 1)]
     n_masked = torch.cat(masks, 1).sum(1)  # (n)
     total = 0.0
-    for rows in torch.arange(len(tokens)).split(256):
+    for rows in torch.arange(len(tokens), device=tokens.device).split(256):
         loss = band_losses(prior, tokens[rows], [mask[rows] for mask in masks], labels[rows])
         total += float(loss * n_masked[rows].sum())
     return total / int(n_masked.sum())
 
 
 def make_optimizers(prior, config):
-    """AdamW; with config.optimizer muon for all but the blocks' matrices, which Muon moves."""
+    """[AdamW] for all parameters; with --optimizer muon [AdamW, Muon], the latter for matrices."""
     matrices = []
     others = []
     for name, parameter in prior.named_parameters():
@@ -194,7 +211,7 @@ def make_optimizers(prior, config):
 def train_stage2(run_dir, config=None, dataset=None):
     """Train the prior on the run's frozen stage 1, write run_dir/stage2.pt -> Prior in eval mode.
 
-    Finished, interrupted, of other settings: as train_stage1.
+    What was finished or interrupted before, or is of other settings, is treated as in train_stage1.
     """
     run_dir = Path(run_dir)
     config = config or read_config(run_dir)
@@ -222,16 +239,16 @@ def train_stage2(run_dir, config=None, dataset=None):
         "stage2",
         prior,
         optimizers,
-        config.settings_of("stage2") | {"sha256": dataset.sha256},
+        identity=config.settings_of("stage2") | {"sha256": dataset.sha256},
         n=len(tokens),
         batch=config.stage2_batch,
         epochs=config.stage2_epochs,
         steps=config.stage2_steps,
         seed=config.seed,
     )
-    for rows in training:
+    for rows in training:  # (B,) indices of a batch's series
         t, y = tokens[rows], labels[rows]  # (B, N), (B,)
-        if config.token_temperature > 0:  # NOTE(ledger 9): the authors' way, with 1
+        if config.token_temperature > 0:  # NOTE(ledger 9): --token-temperature 1 is the program's
             t = stage1.tokens(x_train[rows], config.token_temperature, training.generator)
         masks = [mask_tokens(part, training.generator) for part in t.split(prior.sizes, 1)]
         # Series without a class teach unconditional samples and guidance.
@@ -247,8 +264,8 @@ def train_stage2(run_dir, config=None, dataset=None):
             optimizer.step()
         training.step_done(loss)
 
-        if training.ends(config.validate_epochs):
-            # Draws of its own, none of training's (Fig. 6.11).
+        if training.just_ended(config.validate_epochs):
+            # With a generator of its own: training's draws stay as they are (Fig. 6.11).
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
     training.finish(path, data=dataset.info())
     return load_prior(run_dir, stage1, config, dataset)[0]
@@ -265,10 +282,17 @@ def load_prior(run_dir, stage1, config=None, dataset=None):
     checkpoint, made_with = read_checkpoint(path, "stage2", config, dataset)
     n_classes = len(checkpoint["data"]["classes"])
     prior = Prior(made_with, stage1.codebook(), stage1.sizes, n_classes)
-    for old, new in (("into.", "to_hidden."), ("back.", "to_code.")):  # of older checkpoints
-        state = checkpoint["state"]
-        checkpoint["state"] = {k.replace(old, new): weight for k, weight in state.items()}
+    rename_older_layers(checkpoint)
     return ready(prior, checkpoint, path, made_with.precision), checkpoint
+
+
+def rename_older_layers(checkpoint):
+    """Two layers had other names in checkpoints of before."""
+    state = {}
+    for name, weight in checkpoint["state"].items():
+        name = name.replace("into.", "to_hidden.").replace("back.", "to_code.")
+        state[name] = weight
+    checkpoint["state"] = state
 
 
 def load_stage2(run_dir, config=None, dataset=None):
@@ -285,7 +309,7 @@ def load_stage2(run_dir, config=None, dataset=None):
 
 
 def guided_logits(prior, tokens, mask, labels, guidance=1.0):
-    """l_0 + s (l_c - l_0): the class' logits, away from those of no class -> (B, N, K)."""
+    """Logits l_0 + s (l_c - l_0), (B, N, K): l_c given the class, l_0 without one, s guidance."""
     no_class = torch.full_like(labels, prior.no_class)
     if guidance == 1 or labels.equal(no_class):
         return prior(tokens, mask, labels)
@@ -298,26 +322,30 @@ def guided_logits(prior, tokens, mask, labels, guidance=1.0):
 def fill_masked(logits_of, tokens, mask, generator=None, steps=10, choice_temperature=4.0):
     """MaskGIT's decoding: fill the masked tokens in `steps` passes, the surest first. §3.2.2.
 
-    logits_of(tokens, mask) -> logits (B, N, K) is any model; tokens int64 (B, N); mask bool (B, N),
-    True: to be filled -> tokens int64 (B, N). Known tokens stay. After pass t the
-    floor(cos(pi (t+1) / 2T) M) least confident of the M masked ones are masked again (eq. 3.6).
+    logits_of: any model, called with tokens and mask, which returns logits (B, N, K).
+    tokens: int64 (B, N). mask: bool (B, N), True where a token is to be filled; the others stay.
+    Returns tokens int64 (B, N). After pass t = 0 .. T-1 the floor(cos(pi (t+1) / 2T) M) least
+    confident of the M masked ones are masked again, none after the last (eq. 3.6, which prints
+    ceil and counts t from 1: ledger 27).
     """
     n_to_fill = mask.sum(1, keepdim=True)  # (B, 1) M
     for t in range(steps):
         # 1. Draw a token for every masked position.
         log_p = logits_of(tokens, mask).log_softmax(-1)  # (B, N, K)
-        drawn = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator)  # (B * N, 1)
+        p = log_p.exp().flatten(0, 1)  # (B * N, K)
+        drawn = torch.multinomial(p, 1, generator=generator)  # (B * N, 1)
         tokens = torch.where(mask, drawn.view_as(tokens), tokens)
         # 2. Confidence: log p of what was drawn, plus noise that falls to 0.
-        # NOTE(ledger 27): the noise is the program's. Without it the surest places, the same for
-        # all series, come first, and samples grow alike.
-        noise = choice_temperature * (1 - (t + 1) / steps)
+        # NOTE(ledger 27): the noise is that of the authors' program. Without it the surest places,
+        # the same in all series, come first, and samples grow alike.
+        noise_scale = choice_temperature * (1 - (t + 1) / steps)
         confidence = log_p.gather(-1, tokens[..., None])[..., 0]  # (B, N)
-        confidence = confidence + noise * gumbel(tokens.shape, generator, tokens.device)
+        confidence = confidence + noise_scale * gumbel(tokens.shape, generator, tokens.device)
         confidence = confidence.masked_fill(~mask, math.inf)  # what is known stays known
         # 3. Mask the least confident again.
         n_masked_again = (math.cos(math.pi / 2 * (t + 1) / steps) * n_to_fill).floor()  # (B, 1)
-        mask = confidence.argsort(1).argsort(1) < n_masked_again  # the lowest ranks
+        rank = confidence.argsort(1).argsort(1)  # (B, N) 0: the least confident
+        mask = rank < n_masked_again
     return tokens
 
 
@@ -332,23 +360,25 @@ def iterative_decode(
     tokens=None,
     mask=None,
 ):
-    """fill_masked, the low band and then the high one given it: labels (B,) -> tokens (B, N).
+    """Draw tokens (B, N) for labels (B,): fill_masked on one band after the other. §3.2.2.
 
-    Starts all masked, or from tokens int64 (B, N) with mask bool (B, N), True: to be filled; known
-    ones stay. §3.2.2.
+    Starts with all masked, or from tokens int64 (B, N) and mask bool (B, N), True where they are to
+    be filled; the others stay. ValueError for tokens without a mask.
     """
+    if (tokens is None) != (mask is None):
+        raise ValueError("iterative_decode: tokens and mask go together")
     if tokens is None:  # nothing is known
         shape = (len(labels), sum(prior.sizes))
         tokens = torch.zeros(shape, dtype=torch.int64, device=labels.device)
         mask = torch.ones_like(tokens, dtype=torch.bool)
 
-    def logits_of(tokens, mask):
-        return guided_logits(prior, tokens, mask, labels, guidance)
+    def logits_of(some_tokens, some_mask):
+        return guided_logits(prior, some_tokens, some_mask, labels, guidance)
 
     end = 0
     for size in prior.sizes:
         start, end = end, end + size
-        masked = F.pad(mask[:, start:end], (start, 0))  # (B, end) the lower band is filled
+        masked = F.pad(mask[:, start:end], (start, 0))  # (B, end) False in the band before
         filled = fill_masked(
             logits_of, tokens[:, :end], masked, generator, steps, choice_temperature
         )
@@ -358,9 +388,10 @@ def iterative_decode(
 
 @torch.no_grad()
 def sample(prior, stage1, labels, generator=None, config=None):
-    """Series from the model, one per label (n,), n_classes: none -> float32 (n, L), standardised.
+    """Draw a series for each of labels (n,) -> float32 (n, L), standardised, on the CPU.
 
-    Stage 1's codebook decodes (ledger 10). config: how to decode, the thesis' way where None.
+    The label n_classes means no class. The codes of stage 1 are decoded, not the prior's embedding,
+    which has moved (ledger 10). config: how to decode, the thesis' way where None.
     """
     config = config or Config()
     device = next(prior.parameters()).device
@@ -375,7 +406,8 @@ def sample(prior, stage1, labels, generator=None, config=None):
 
 def class_proportions(y, total):
     """Labels (total,) in the proportions of y (n,) to within one. total >= n: none forgotten."""
-    return y.sort().values[torch.arange(total) * len(y) // total]
+    places = torch.arange(total) * len(y) // total  # evenly spaced in the sorted labels
+    return y.sort().values[places]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -384,7 +416,7 @@ def class_proportions(y, total):
 
 
 def save_samples(path, dataset, labels, **series):
-    """Write an .npz: series (n, L) as float64 (n, 1, L) in original units; y (n,), X's labels."""
+    """Write an .npz: series (n, L) as float64 (n, 1, L) in original units; y (n,), labels of X."""
     arrays = {name: dataset.to_original(x)[:, None] for name, x in series.items()}
     if labels is not None:
         arrays["y"] = np.array(dataset.classes)[labels.numpy()]  # (n,)
@@ -393,7 +425,7 @@ def save_samples(path, dataset, labels, **series):
 
 def command_sample(args):
     """Draw series of one class, of all, or of none, from a run's models into an .npz."""
-    refuse_foreign(args.out, ("X", "X_unconditional", "y"))
+    refuse_to_overwrite(args.out, ("X", "X_unconditional", "y"))
     if not 1 <= args.n <= 10**7:
         raise InputError(f"--n {args.n}: should be from 1 to 10^7")
     config = make_config(args, asdict(read_config(args.run_dir)))
@@ -402,8 +434,11 @@ def command_sample(args):
     if args.label is None:
         labels = torch.full((args.n,), prior.no_class)
     elif args.label == "all":
-        y_train = load_dataset(config.dataset).y_train
-        labels = class_proportions(y_train, args.n)
+        own = load_dataset(config.dataset)
+        check_same(args.run_dir, {"sha256": dataset.sha256}, {"sha256": own.sha256})
+        if not own.classes:
+            raise InputError(f"--class all: {own.name} has no labels")
+        labels = class_proportions(own.y_train, args.n)
     else:
         labels = torch.full((args.n,), dataset.label(args.label))
     generator = torch.Generator(next(prior.parameters()).device).manual_seed(config.seed)
@@ -426,7 +461,9 @@ def main():
     args = parser.parse_args()
     if args.command == "sample":
         command_sample(args)
-    elif read_config(args.run_dir).stages == 2:  # --stages 1 wants no prior
+    elif read_config(args.run_dir).stages == 1:
+        print(f"{args.run_dir}: --stages 1 asks for no prior", file=sys.stderr)
+    else:
         with hold(args.run_dir):
             train_stage2(args.run_dir)
 
