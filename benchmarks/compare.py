@@ -1,0 +1,438 @@
+"""Runs compared with each other: headline.md, presets.md, departures.md, ablation.md.
+
+`python -m benchmarks.tables --export results/` writes them. The runs of the ablation (§6.3):
+
+    for weight in zeta=0.05 zeta=0.15 zeta=0.2 eta=0.5 eta=2; do
+        OUT=runs/ablation/$weight bash run.sh TwoPatterns barlow,vibcreg warp,slice 1 \\
+            --stages 1 --stage1-epochs 250 --$weight
+    done
+"""
+
+import re
+import statistics
+from dataclasses import dataclass
+
+from benchmarks.rows import (
+    BY_CLASSIFIER,
+    IDENTITY,
+    LOWER_IS_BETTER,
+    MODELS,
+    NAIVE,
+    NC,
+    NOISE,
+    RECON,
+    is_gain,
+    is_whole,
+    judged,
+    markdown,
+    mean,
+    minutes,
+    noise,
+    noise_bound,
+    one_schedule,
+    pooled_std,
+    published,
+    schedule,
+    schedules,
+    star,
+)
+from data import Config
+
+# ---------------------------------------------------------------------------------------------
+# Naive against non-contrastive
+# ---------------------------------------------------------------------------------------------
+
+HEADLINE = ("recon", "knn", "svm", "fid", "is", "cas")
+METRICS = ("recon", "knn", "knn_train_mode", "svm", "svm_train_mode", "fid", "is", "cas")
+
+
+def headline(cells):
+    """headline.md of the grid's cells."""
+    compared = one_schedule(cells)
+    found = differences(compared, cells)
+    names = [metric.replace("_train_mode", ", train mode") for metric in METRICS]
+    return f"""# Naive against non-contrastive
+
+Naive → the best non-contrastive model by each metric's mean, and the seeds of both.
+FID and IS hang on the classifier: compare along a row.
+
+{best_models(compared)}
+Non-contrastive minus naive: ours [published]. {NOISE}
+
+{markdown(["dataset", "schedule", "model", "seeds", *names], difference_rows(compared, found))}
+Means of these rows by augmentation and by set, over the sets where all models ran; under a set what
+one run has to differ by from another.
+
+{markdown(["mean over", *names], average_rows(compared, cells, found))}
+Starred rows of all, ours [published]; a gain in both is a published one that ours has too:
+
+{markdown(["", *names], starred_rows(found))}
+Each model's mean against the published one (train mode: a throw-away copy after the authors' probe,
+ledger 12):
+
+{agreements(compared)}"""
+
+
+def best_models(compared):
+    """Naive and the best other model: two rows a set, ours and the published."""
+    lines = []
+    for (dataset, words), models in compared.items():
+        ours = [dataset, f"ours: {words}, {len(models) - 1} of {len(NC)} models"]
+        theirs = [dataset, "published"]
+        for metric in HEADLINE:
+            means = {model: mean(runs, metric) for model, runs in models.items()}
+            ours.append(from_naive_to_best(means, metric))
+            means = {model: (published(dataset, model, metric)["mean"], 4) for model in MODELS}
+            theirs.append(from_naive_to_best(means, metric))
+        lines += [ours, theirs]
+    return markdown(["dataset", "whose", *HEADLINE], lines)
+
+
+def from_naive_to_best(means, metric):
+    """`0.140 → 0.083<br>vibcreg-warp, n 2, 4` from {model: (mean, n)}; "" where one has no mean."""
+    naive, n = means[NAIVE]
+    others = {model: value for model, (value, m) in means.items() if m and model != NAIVE}
+    if not (n and others):
+        return ""
+    choose = min if metric in LOWER_IS_BETTER else max
+    best = choose(others, key=others.get)
+    return f"{naive:.3f} → {others[best]:.3f}<br>{'-'.join(best)}, n {n}, {means[best][1]}"
+
+
+@dataclass
+class Difference:
+    """A non-contrastive model's mean minus naive's, ours and published, with their stars."""
+
+    dataset: str
+    model: tuple
+    metric: str
+    ours: float | None  # None: one of the two was not run
+    our_star: str
+    published: float
+    published_star: str
+
+    def text(self):
+        """`+0.016* [+0.019*]`, the published alone where there is none of ours."""
+        theirs = f"[{self.published:+.3f}{self.published_star}]"
+        if self.ours is None:
+            return theirs
+        return f"{self.ours:+.3f}{self.our_star} {theirs}"
+
+
+def differences(compared, cells):
+    """The Difference of each set, model and metric. cells: what noise is known from."""
+    found = []
+    for (dataset, _), models in compared.items():
+        for model in NC:
+            if model not in models:
+                continue
+            for metric in METRICS:
+                value, n = mean(models[model], metric)
+                naive, m = mean(models[NAIVE], metric)
+                ours, our_star = None, ""
+                if n and m:
+                    ours = value - naive
+                    our_star = star(ours, n, m, noise(cells, dataset, metric))
+                theirs = published(dataset, model, metric)["mean"]
+                theirs -= published(dataset, NAIVE, metric)["mean"]
+                their_star = star(theirs, 4, 4, pooled_std(dataset, metric))
+                found.append(Difference(dataset, model, metric, ours, our_star, theirs, their_star))
+    return found
+
+
+def difference_rows(compared, found):
+    """A row a set and model."""
+    lines = []
+    for (dataset, words), models in compared.items():
+        for model in NC:
+            if model in models:
+                line = [dataset, words, "-".join(model), str(len(models[model]))]
+                for difference in found:
+                    if (difference.dataset, difference.model) == (dataset, model):
+                        line.append(difference.text())
+                lines.append(line)
+    return lines
+
+
+def average_rows(compared, cells, found):
+    """Means of the differences by augmentation and by set, over the sets where all models ran."""
+    sets = sorted(name for (name, _), models in compared.items() if len(models) == len(MODELS))
+    lines = []
+    for group in ("warp", "slice", "gauss", *sets):
+        line = [group]
+        bounds = ["noise"]
+        for metric in METRICS:
+            ours = []
+            theirs = []
+            for d in found:
+                chosen = d.dataset in sets and group in (d.dataset, d.model[1])
+                if d.metric == metric and chosen and d.ours is not None:
+                    ours.append(d.ours)
+                    theirs.append(d.published)
+            cell = ""
+            if ours:
+                cell = f"{statistics.mean(ours):+.3f} [{statistics.mean(theirs):+.3f}]"
+            line.append(cell)
+            std = noise(cells, group, metric)
+            bounds.append(f"{noise_bound(std):.3f}" if std else "")
+        lines.append(line)
+        if group in sets:
+            lines.append(bounds)
+    return lines
+
+
+def starred_rows(found):
+    """How many differences, ours and published, are more than seeds explain."""
+    lines = {name: [name] for name in ("rows", "gains", "losses", "gains in both")}
+    for metric in METRICS:
+        ours = []  # "gain", "loss" or "" of each
+        theirs = []
+        for d in found:
+            if d.metric == metric and d.ours is not None:
+                ours.append(verdict(d.ours, d.our_star, metric))
+                theirs.append(verdict(d.published, d.published_star, metric))
+        lines["rows"].append(str(len(ours)))
+        for name, word in (("gains", "gain"), ("losses", "loss")):
+            cell = f"{ours.count(word)} [{theirs.count(word)}]"
+            lines[name].append(cell if ours else "")
+        in_both = list(zip(ours, theirs, strict=True)).count(("gain", "gain"))
+        lines["gains in both"].append(str(in_both))
+    return list(lines.values())
+
+
+def verdict(difference, starred, metric):
+    """Is a difference a "gain" or a "loss" beyond noise? "" where it is neither."""
+    if not starred:
+        return ""
+    return "gain" if is_gain(difference, metric) else "loss"
+
+
+def agreements(compared):
+    """How many means lie within noise of the published ones, and which do not."""
+    lines = []
+    for metric in (*RECON, *METRICS[1:]):
+        if metric in BY_CLASSIFIER:
+            continue
+        found = judged(compared, metric)
+        line = [metric.replace("_train_mode", ", train mode")]
+        for models in found.values():
+            line.append(str(len(models)))
+        line.append(", ".join(found["worse"]))
+        lines.append(line)
+    return markdown(["metric", "within noise", "better", "worse", "which are worse"], lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# Runs beside others that differ in one thing
+# ---------------------------------------------------------------------------------------------
+
+SCORES = ("recon", "knn", "svm", "fid", "fid_recon", "fid_floor", "is", "is_real", "cas")
+LATER = (*SCORES[3:], "seconds_stage2", "seconds_evaluate")  # what stage 1 alone has not
+# TimeVQVAE's CAS, means (Lee et al. 2023): naive, two bands.
+TIMEVQVAE = (
+    "TimeVQVAE's CAS (naive, two bands): TwoPatterns 0.865, ShapesAll 0.745, ECG5000 0.933, "
+    "Wafer 0.994, Symbols 0.968, SonyAIBORobotSurface1 0.981, SonyAIBORobotSurface2 0.972."
+)
+
+
+def beside(cells, one, other):
+    """Schedule `one`, `other`, their difference and the published means: four rows a model.
+
+    Means are over the seeds that both have.
+    """
+    lines = []
+    for dataset in dict.fromkeys(name for name, _ in cells):
+        first = cells.get((dataset, one), {})
+        second = cells.get((dataset, other), {})
+        for model in dict.fromkeys((*MODELS, *first)):
+            seeds = sorted(first.get(model, {}).keys() & second.get(model, {}).keys())
+            if not seeds:
+                continue
+            who = [dataset, "-".join(model)]
+            which = ", ".join(map(str, seeds))
+            ours = means_over(seeds, first[model])
+            theirs = means_over(seeds, second[model])
+            lines.append([*who, one, which, *map(shown, ours.values())])
+            lines.append([*who, other, which, *map(shown, theirs.values())])
+            lines.append([*who, "difference", "", *changes(cells, dataset, ours, theirs)])
+            means = [(published(dataset, model, metric) or {}).get("mean") for metric in ours]
+            if any(means):
+                four = [(value, 4) for value in means]
+                lines.append([*who, "published", "four", *map(shown, four)])
+    return markdown(["dataset", "model", "schedule", "seeds", *SCORES, "minutes"], lines)
+
+
+def means_over(seeds, runs):
+    """{metric: (mean, n)} over those seeds, of SCORES and minutes."""
+    chosen = {seed: runs[seed] | {"minutes": minutes(runs[seed])} for seed in seeds}
+    return {metric: mean(chosen, metric) for metric in (*SCORES, "minutes")}
+
+
+def shown(mean_and_n):
+    """A mean as text, "" where there is none."""
+    value, _ = mean_and_n
+    return "" if value is None else f"{value:.3f}"
+
+
+def changes(cells, dataset, ours, theirs):
+    """From means_over of one to that of another: differences with stars, and how much faster."""
+    texts = []
+    for metric, (before, n) in ours.items():
+        after, m = theirs[metric]
+        if not (n and m):
+            texts.append("")
+        elif metric == "minutes":
+            texts.append(f"{before / after:.2f} times as fast")
+        else:
+            std = noise(cells, dataset, metric)
+            texts.append(f"{after - before:+.3f}{star(after - before, n, m, std)}")
+    return texts
+
+
+def presets(cells):
+    """presets.md: the presets beside each other."""
+    return f"""# The presets
+
+`fid_recon` and `fid_floor`, FID of reconstructions and of train series, and `is_real`, IS of the
+real test split, bound FID and IS. Minutes are of one core, the other one busy too. FID, IS and CAS
+hang on their classifiers, which `thesis` trains longer. {TIMEVQVAE}
+{NOISE}
+
+## `fast` against the thesis' schedule
+
+{beside(cells, "thesis, bf16", "fast, bf16")}
+## `best` against `fast`
+
+{beside(cells, "fast, bf16", "best, bf16")}"""
+
+
+# Heading; what a run without and one with it is called; the column that says so, and how.
+DEPARTURES = (
+    (
+        "The zeroed tail of the published views (ledger 18)",
+        "view as it is",
+        "zeroed tail",
+        "augmentation",
+        r"\+roundtrip$",
+    ),
+    (
+        "The naive prior's random embedding and loss on all tokens (ledger 7, 11)",
+        "codebook, masked",
+        "random, all",
+        "later_settings",
+        r"(embedding|loss_on)=\S+ ?",
+    ),
+    ("Two views", "one view", "two views", "stage1_settings", r"views=2 ?"),
+    ("Two bands", "one band", "two bands", "stage1_settings", r"bands=2 ?"),
+)
+
+
+def departures(rows):
+    """departures.md: runs beside those that differ from them in nothing else."""
+    text = f"""# Runs beside others that differ in one thing
+
+Means over the seeds that both have; nothing was published for two views. {TIMEVQVAE}
+{NOISE}
+"""
+    for heading, without, having, column, pattern in DEPARTURES:
+        found = departure_cells(rows, without, having, column, pattern)
+        for words, cells in sorted(found.items()):
+            table = beside(dict(sorted(cells.items())), without, having)
+            text += f"\n## {heading}: {words}\n\n{table}"
+    return text
+
+
+def departure_cells(rows, without, having, column, pattern):
+    """{schedule: cells} of runs whose column has the pattern, and of those that differ in it."""
+    words_of = schedules()
+    found = {}
+    for row in rows:
+        plain = row | {column: re.sub(pattern, "", row[column]).strip()}
+        words = schedule(plain, words_of)
+        other = counterpart(plain, rows)
+        if plain == row or not words or not other:
+            continue
+        model = (row["method"], plain["augmentation"])
+        cells = found.setdefault(words, {})
+        for name, run in ((without, other), (having, row)):
+            if row["later_settings"] == "none":  # stage 1 is what both have
+                run = run | dict.fromkeys(LATER)
+            models = cells.setdefault((row["dataset"], name), {})
+            models.setdefault(model, {})[row["seed"]] = run
+    return found
+
+
+def counterpart(plain, rows):
+    """The row with the settings of `plain`, of stage 1 where that has no others; or None."""
+    for row in rows:
+        alike = all(row[name] == plain[name] for name in IDENTITY[:-1])
+        if alike and plain["later_settings"] in (row["later_settings"], "none"):
+            return row
+    return None
+
+
+# ---------------------------------------------------------------------------------------------
+# The ablation (§6.3)
+# ---------------------------------------------------------------------------------------------
+
+SWEEPS = {"zeta": (0.05, 0.1, 0.15, 0.2), "eta": (0.5, 1.0, 2.0)}
+THESIS = {"zeta": Config.zeta, "eta": Config.eta}
+
+
+def ablation_cells(rows):
+    """{(dataset, method, augmentation, other settings): {(name, weight): runs}}.
+
+    A run at the thesis' weights is in both sweeps.
+    """
+    found = {}
+    for row in rows:
+        if not is_whole(row):
+            continue
+        weights = dict(THESIS)
+        others = []
+        for setting in row["stage1_settings"].split():
+            name, value = setting.split("=")
+            if name in SWEEPS:
+                weights[name] = float(value)
+            else:
+                others.append(setting)
+        who = (row["dataset"], row["method"], row["augmentation"], " ".join(others))
+        for name, weight in weights.items():
+            if weights | {name: THESIS[name]} == THESIS:  # the other weight is the thesis'
+                runs = found.setdefault(who, {}).setdefault((name, weight), {})
+                runs[row["seed"]] = row
+    return dict(sorted(found.items()))
+
+
+def ablation(rows):
+    """ablation.md: the weights of eq. 4.5, whose eta is a factor here."""
+    text = (
+        "# The weights of eq. 4.5\n\nMean over seeds (n), the thesis' weight in bold. The "
+        f"difference from it: {NOISE}\n\n"
+    )
+    found = ablation_cells(rows)
+    for name, weights in SWEEPS.items():
+        lines = []
+        for (dataset, method, augmentation, others), runs_of in found.items():
+            swept = any(key == name and weight != THESIS[name] for key, weight in runs_of)
+            if not swept:
+                continue
+            for metric in ("recon", "knn", "svm"):
+                who = [dataset, f"{method}-{augmentation}", others, metric]
+                lines.append(who + ablation_line(dataset, name, metric, runs_of))
+        columns = ["dataset", "model", "stage 1", "metric"]
+        for weight in weights:
+            columns.append(f"**{weight:g}**" if weight == THESIS[name] else f"{weight:g}")
+        text += f"## {name}\n\n{markdown(columns, lines)}\n"
+    return text
+
+
+def ablation_line(dataset, name, metric, runs_of):
+    """The mean at each weight, with a star where it differs from that at the thesis' weight."""
+    base, m = mean(runs_of.get((name, THESIS[name]), {}), metric)
+    texts = []
+    for weight in SWEEPS[name]:
+        value, n = mean(runs_of.get((name, weight), {}), metric)
+        mark = star(value - base, n, m, pooled_std(dataset, metric)) if n and m else ""
+        texts.append(f"{value:.3f}{mark} ({n})" if n else "")
+    return texts

@@ -1,0 +1,178 @@
+"""What only a run's checkpoints tell: probes in train mode, and where samples lose.
+
+python -m benchmarks.probes train_mode runs/Symbols/*/seed*   # the published way (ledger 12)
+python -m benchmarks.probes parts runs/ > results/parts.md    # real, reconstructed, generated
+"""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.rows import PROBES, find_runs, markdown, markdown_row, schedules
+from data import (
+    InputError,
+    Parser,
+    load_dataset,
+    read_arrays,
+    read_config,
+    read_json,
+    run_command,
+    write_json,
+)
+from evaluate import (
+    accuracy,
+    classify,
+    dataset_fcn,
+    fcn_config,
+    frechet_distance,
+    inception_score,
+    probe,
+)
+from ncvqvae import encode_split, load_stage1
+
+
+def probe_in_train_mode(model, dataset, seed=0):
+    """The published probes: train mode, so test batches move BatchNorm and codebook (ledger 12).
+
+    On a throw-away copy -> {PROBES: value}. recon is that of the test split in eval mode
+    afterwards, of all of it and of the last mini-batch: what a checkpoint saved then would score.
+    """
+    model = copy.deepcopy(model).train()
+    batch = model.config.stage1_batch
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(dataset.x_train), generator=generator)
+    z_train = encode_split(model, dataset.x_train[order], batch)["pooled"]
+    z_test = encode_split(model, dataset.x_test, batch)["pooled"]  # in the file's order, as theirs
+    model.eval()
+    errors = encode_split(model, dataset.x_test)["errors"].sum(1)  # (n)
+    knn, svm = probe(z_train, dataset.y_train[order], z_test, dataset.y_test)
+    return {
+        "knn_train_mode": knn,
+        "svm_train_mode": svm,
+        "recon_train_mode": errors.mean().item(),
+        "recon_train_mode_last_batch": errors.split(128)[-1].mean().item(),
+    }
+
+
+def command_train_mode(run_dirs):
+    """Probe finished runs in train mode into probe.json; print it beside the frozen values."""
+    shown = ("knn", "svm", "recon", "recon_last_batch", *PROBES)
+    print(markdown(["run", *shown], []), end="")
+    for run_dir in map(Path, run_dirs):
+        config = read_config(run_dir)
+        dataset = load_dataset(config.dataset)
+        if not dataset.classes:
+            raise InputError(f"{run_dir}: {dataset.name} has no labels to probe for")
+        model, _ = load_stage1(run_dir, config, dataset)
+        scores = probe_in_train_mode(model, dataset)
+        write_json(run_dir / "probe.json", scores)
+        scores |= read_json(run_dir / "metrics.json")
+        cells = ["/".join(run_dir.resolve().parts[-3:])]  # DATASET/METHOD-AUG/seedN
+        for name in shown:
+            cells.append(f"{scores[name]:.3f}")
+        print(markdown_row(cells), flush=True)
+
+
+def parts(run_dir):
+    """Scores of real test series, their reconstructions and conditional samples; class shares.
+
+    Scores: (FID, IS, share in the own class), of samples also the FID if they are repeated or cut
+    to the test split's shares. Shares (K) in train, test and, as the classifier sees them,
+    unconditional samples.
+    """
+    config = read_config(run_dir)
+    dataset = load_dataset(config.dataset)
+    n_classes = len(dataset.classes)
+    model, _ = load_stage1(run_dir, config, dataset)
+    folder = Path(run_dir).parent.parent
+    fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, n_classes))
+    samples = read_arrays(Path(run_dir) / "samples.npz", ("X", "X_unconditional", "y"))
+    conditional = dataset.standardise(samples["X"][:, 0])
+    unconditional = dataset.standardise(samples["X_unconditional"][:, 0])
+    y = torch.tensor([dataset.label(label) for label in samples["y"].tolist()])
+
+    def share(labels):
+        return np.bincount(np.asarray(labels), minlength=n_classes) / len(labels)
+
+    _, p = classify(fcn, unconditional)
+    shares = [share(dataset.y_train), share(dataset.y_test), share(p.argmax(1))]
+    real, _ = classify(fcn, dataset.x_test)  # features
+    scores = []
+    for x, labels in (
+        (dataset.x_test, dataset.y_test),
+        (encode_split(model, dataset.x_test)["x_hat"], dataset.y_test),
+        (conditional, y),
+    ):
+        features, p = classify(fcn, x)
+        fid = frechet_distance(features, real)
+        scores.append((fid, inception_score(p), accuracy(p, labels)))
+    # features are now those of the conditional samples
+    as_tested = []
+    for k in range(n_classes):
+        rows = np.flatnonzero(y.numpy() == k)
+        as_tested.append(np.resize(rows, round(shares[1][k] * len(y))))
+    fid = frechet_distance(features[np.concatenate(as_tested)], real)
+    scores[2] += (fid,)
+    return scores, shares
+
+
+def command_parts(folders):
+    """Print parts.md of the finished runs below the folders."""
+    print("""# Where samples lose
+
+Own class: the share that the classifier puts into the class a series has or was drawn for.
+Class-conditional samples have the train split's shares of classes; last, their FID if repeated or
+cut to the test split's. Shares of the classes, %: train / test / unconditional samples (over ten
+classes: half the sum of their distances from the test split's, train / samples).
+""")
+    columns = [
+        "run",
+        "schedule",
+        "real: IS, own class",
+        "reconstructed: FID, IS, own class",
+        "class-conditional samples: FID, IS, own class, FID",
+        "unconditional samples: FID, IS",
+        "shares",
+    ]
+    print(markdown(columns, []), end="")
+    words_of = schedules()
+    for row in find_runs(folders):
+        if row["cas"] is None:  # no samples of classes
+            continue
+        (real, reconstructed, conditional), shares = parts(row["run_dir"])
+        words = words_of.get((row["stage1_settings"], row["later_settings"]), "")
+        cells = [f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}", words]
+        for scores in (real[1:], reconstructed, conditional, (row["fid"], row["is"])):
+            cells.append(", ".join(f"{value:.3f}" for value in scores))
+        cells.append(shares_text(*shares))
+        print(markdown_row(cells), flush=True)
+
+
+def shares_text(train, test, drawn):
+    """`50:50 / 50:50 / 61:39`, over ten classes the distances from the test split's alone."""
+    if len(test) > 10:
+        return f"{50 * abs(train - test).sum():.0f} / {50 * abs(drawn - test).sum():.0f}"
+    texts = []
+    for shares in (train, test, drawn):
+        texts.append(":".join(f"{100 * share:.0f}" for share in shares))
+    return " / ".join(texts)
+
+
+def main():
+    parser = Parser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    train_mode = commands.add_parser("train_mode", help="probe in train mode, into probe.json")
+    train_mode.add_argument("run_dirs", nargs="+")
+    parts_of = commands.add_parser("parts", help="print where samples lose")
+    parts_of.add_argument("folders", nargs="+", help="folders of runs")
+    args = parser.parse_args()
+    if args.command == "train_mode":
+        command_train_mode(args.run_dirs)
+    else:
+        command_parts(args.folders)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,410 @@
+"""Rows of finished runs, and the published values beside them: what all tables are made of.
+
+A row is a dict of COLUMNS: one metrics.json, the settings that made it, None for what it lacks.
+results/runs.csv keeps them, results/logs/ a thinned log of each.
+
+    model    (method, augmentation)
+    runs     {seed: row} of one model
+    cells    {(dataset, schedule): {model: runs}}, the grid that models are compared in
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from data import (
+    PRESETS,
+    THESIS_SETS,
+    Config,
+    InputError,
+    errors_naming,
+    read_json,
+    read_log,
+    write_atomic,
+)
+from evaluate import METRICS
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+NAIVE = ("naive", "none")
+NC = tuple(itertools.product(("barlow", "vibcreg"), ("warp", "slice", "gauss")))
+MODELS = (NAIVE, *NC)
+
+# After a pass in train mode, as it was published (ledger 12): probes.py.
+PROBES = ("knn_train_mode", "svm_train_mode", "recon_train_mode", "recon_train_mode_last_batch")
+# Ours beside a published metric: the honest value, and as it was published (ledger 12, 13).
+RECON = ("recon", "recon_last_batch", "recon_train_mode", "recon_train_mode_last_batch")
+COLUMNS_BESIDE = {
+    "recon": RECON,
+    "knn": ("knn", "knn_train_mode"),
+    "svm": ("svm", "svm_train_mode"),
+}
+LOWER_IS_BETTER = {*RECON, "fid"}
+BY_CLASSIFIER = {"fid", "is"}  # hang on the FCN: not to be compared with published ones (ledger 15)
+
+STAGES = ("stage1", "stage2", "fcn", "cas")
+SETTINGS = ("stage1_settings", "later_settings")  # what differs from the thesis, as text
+TEXT = ("dataset", "method", "augmentation", *SETTINGS, "device", "torch", "commit", "date")
+COLUMNS = (
+    *TEXT[:3],
+    "seed",
+    *METRICS,
+    *PROBES,
+    *(f"{stage}_{unit}" for stage in STAGES for unit in ("epochs", "steps")),
+    *TEXT[3:],
+)
+IDENTITY = ("dataset", "method", "augmentation", "seed", *SETTINGS)
+
+
+# ---------------------------------------------------------------------------------------------
+# From run folders to runs.csv
+# ---------------------------------------------------------------------------------------------
+
+
+def settings(config):
+    """What a run changed against the thesis' values, as text: (stage 1's, the later ones')."""
+    of_stage1 = config.settings_of("stage1")
+    first = []
+    later = []
+    for name, value in config.settings_of("metrics").items():
+        if name in IDENTITY or value == getattr(Config, name):
+            continue
+        (first if name in of_stage1 else later).append(f"{name}={value}")
+    return " ".join(first), " ".join(later)
+
+
+def find_runs(folders):
+    """A row per finished run below the folders, with its run_dir. InputError where none is."""
+    paths = set()
+    for folder in folders:
+        paths.update(Path(folder).rglob("metrics.json"))
+    if not paths:
+        where = ", ".join(map(str, folders))
+        raise InputError(f"{where}: no metrics.json of a finished run below")
+    return [read_run(path.parent) for path in sorted(paths)]
+
+
+def read_run(run_dir):
+    """The row of a run OUT/DATASET/METHOD-AUG/seedN."""
+    path = run_dir / "metrics.json"
+    metrics = read_json(path)
+    with errors_naming(path):  # of another version, perhaps
+        made_with = dict(metrics["config"])
+        del made_with["sha256"]
+        config = Config(**made_with)
+    starts = [record for record in read_log(run_dir) if record.get("event") == "start"]
+    start = starts[0] if starts else {}
+
+    row = dict.fromkeys(COLUMNS)
+    row["run_dir"] = run_dir
+    row["dataset"] = run_dir.resolve().parts[-3]
+    for name in ("method", "augmentation", "seed"):
+        row[name] = getattr(config, name)
+    for name in METRICS:
+        row[name] = metrics.get(name)
+    for name in ("device", "torch", "commit"):
+        row[name] = start.get(name)
+    row["date"] = start.get("time", "")[:10]
+    row["stage1_settings"], row["later_settings"] = settings(config)
+    stages = STAGES
+    if metrics["stages"] == 1:
+        row["later_settings"] = "none"
+        stages = ("stage1",)
+    for stage in stages:
+        unit = "steps" if getattr(config, f"{stage}_steps") else "epochs"  # steps replace epochs
+        row[f"{stage}_{unit}"] = getattr(config, f"{stage}_{unit}")
+    if (run_dir / "probe.json").exists():
+        row |= read_json(run_dir / "probe.json")
+    return row
+
+
+def identity(row):
+    """What two rows of one run have in common."""
+    return tuple(row[name] for name in IDENTITY)
+
+
+def export(folders, out):
+    """Merge the finished runs below folders into out/runs.csv and keep their logs.
+
+    A run that is there already (same identity) is replaced.
+    """
+    merged = {identity(row): row for row in read_rows(out / "runs.csv")}
+    for row in find_runs(folders):
+        merged[identity(row)] = row
+        if row["later_settings"] != "none":  # perhaps it had stopped after stage 1 and went on
+            stopped = merged.pop(identity(row | {"later_settings": "none"}), None)
+            if stopped:
+                (out / "logs" / log_name(stopped)).unlink(missing_ok=True)
+        export_log(row["run_dir"], out / "logs" / log_name(row))
+    ordered = sorted(merged.values(), key=lambda row: list(map(str, identity(row))))
+    write_csv(out / "runs.csv", COLUMNS, ordered)
+    print(f"{out}: {len(ordered)} runs")
+
+
+def log_name(row):
+    """The file of a row's log; six hex digits tell settings apart."""
+    changed = " ".join(f"{name}={row[name]}" for name in SETTINGS if row[name])
+    name = f"{row['dataset']}-{row['method']}-{row['augmentation']}-seed{row['seed']}"
+    if changed:
+        name += "-" + hashlib.sha256(changed.encode()).hexdigest()[:6]
+    return f"{name}.jsonl.gz"
+
+
+def export_log(run_dir, path):
+    """A run's log, gzipped, in 200 lines, paths cut to their last part.
+
+    Its start lines, its looks at the test split, and as many others, evenly spread, as make 200.
+    """
+    records = read_log(run_dir)
+    kept = []
+    others = []
+    for i, record in enumerate(records):
+        certain = not record.keys().isdisjoint(("event", "val_recon", "val_prior_loss"))
+        (kept if certain else others).append(i)
+    room = max(0, min(len(others), 200 - len(kept)))
+    for place in np.linspace(0, len(others) - 1, room).astype(int):
+        kept.append(others[place])
+    lines = ""
+    for i in sorted(kept):
+        record = records[i]
+        if "argv" in record:
+            record["argv"] = [re.sub(r"[^=\s]*/", "", word) for word in record["argv"]]
+        lines += json.dumps(record) + "\n"
+    packed = gzip.compress(lines.encode(), mtime=0)
+    write_atomic(path, lambda file: file.write(packed))
+
+
+def read_rows(path):
+    """The rows of a runs.csv as find_runs makes them, without run_dir; [] where there is none."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in row.keys() - set(TEXT):
+            row[name] = from_cell(row[name])
+    return rows
+
+
+def from_cell(text):
+    """A cell of runs.csv that is not TEXT: None, True or False, an int or a float."""
+    words = {"": None, "True": True, "False": False}
+    if text in words:
+        return words[text]
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def write_text(path, text):
+    """Write a text file, whole or not at all."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_csv(path, columns, rows):
+    """Write those columns of the rows, dicts."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------
+# The grid: seven models, the thesis' sets, known schedules
+# ---------------------------------------------------------------------------------------------
+
+
+def schedules():
+    """{(stage 1's settings, the later ones'): the schedule in words}, of what is compared."""
+    # Rows from before there was steps_per_class: cas_steps=40 were steps a class, and the presets
+    # did not set fcn_lr. They are runs of the same presets, whose classifiers have changed.
+    before = {"cas_steps": 40, "steps_per_class": 0, "fcn_lr": Config.fcn_lr}
+    words_of = {}
+    for precision in ("float32", "bf16"):
+        for preset in ("thesis", "fast", "best"):
+            values = PRESETS[preset] | {"precision": precision}
+            words_of[settings(Config(**values))] = f"{preset}, {precision}"
+            if preset != "thesis":
+                words_of[settings(Config(**values | before))] = f"{preset}, {precision}"
+        shorter = Config(precision=precision, cas_epochs=100)
+        words_of[settings(shorter)] = f"thesis, {precision}"
+    return words_of
+
+
+def schedule(row, words_of):
+    """The words of schedules() for a row's settings, or None. Without stage 2, stage 1 decides."""
+    for (first, later), words in words_of.items():
+        if row["stage1_settings"] == first and row["later_settings"] in (later, "none"):
+            return words
+    return None
+
+
+def is_whole(row):
+    """Was the data complete, or one series short? Wafer's file at hand lacks one of test."""
+    published = sum(THESIS_SETS.get(row["dataset"], (0, 0))[:2])
+    return row["complete_data"] or published == row["n_train"] + row["n_test"] + 1
+
+
+def grid(rows):
+    """The cells of the runs on complete data by a known schedule."""
+    cells = {}
+    words_of = schedules()
+    for row in rows:
+        model = (row["method"], row["augmentation"])
+        words = schedule(row, words_of)
+        if words and row["dataset"] in THESIS_SETS and model in MODELS and is_whole(row):
+            models = cells.setdefault((row["dataset"], words), {})
+            models.setdefault(model, {})[row["seed"]] = row
+    return dict(sorted(cells.items()))
+
+
+def one_schedule(cells):
+    """The cells with naive and another model, each dataset once.
+
+    The schedule with the most models, then the thesis', then `fast`, then that of more runs.
+    """
+    best = {}  # {dataset: (weight, schedule)}
+    for (dataset, words), models in cells.items():
+        if NAIVE in models and len(models) > 1:
+            n_runs = sum(map(len, models.values()))
+            by_thesis = words.startswith("thesis")
+            weight = (len(models), by_thesis, words.startswith("fast"), n_runs)
+            if dataset not in best or weight > best[dataset][0]:
+                best[dataset] = (weight, words)
+    chosen = {}
+    for dataset, (_, words) in best.items():
+        chosen[dataset, words] = cells[dataset, words]
+    return chosen
+
+
+def values_of(runs, metric):
+    """The metric of those runs that have it."""
+    return [row[metric] for row in runs.values() if row[metric] is not None]
+
+
+def mean(runs, metric):
+    """The mean over the runs that have the metric, and how many: (None, 0) if none has."""
+    values = values_of(runs, metric)
+    return (statistics.mean(values) if values else None), len(values)
+
+
+def minutes(row):
+    """Minutes that all stages of a run took."""
+    return sum(row[f"seconds_{stage}"] or 0 for stage in ("stage1", "stage2", "evaluate")) / 60
+
+
+# ---------------------------------------------------------------------------------------------
+# Published values, and noise
+# ---------------------------------------------------------------------------------------------
+
+
+def read_published():
+    """results/published.csv: {(dataset, method, augmentation, column of ours): mean, std, best}."""
+    found = {}
+    with open(RESULTS / "published.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            values = {name: float(row[name]) for name in ("mean", "std", "best")}
+            for column in COLUMNS_BESIDE.get(row["metric"], [row["metric"]]):
+                found[row["dataset"], row["method"], row["augmentation"], column] = values
+    return found
+
+
+PUBLISHED = read_published()
+NOISE = (
+    "\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n and m seeds, the std "
+    "being the pooled one of the published seeds; for our FID and IS, which hang on our "
+    "classifier, that of our own seeds."
+)
+
+
+def published(dataset, model, metric):
+    """The published mean, std and best of four seeds, a dict; None where there are none."""
+    return PUBLISHED.get((dataset, *model, metric))
+
+
+def pooled_std(dataset, metric):
+    """Root mean square of the published models' std over seeds; None where none is published."""
+    squares = []
+    for (name, _, _, column), values in PUBLISHED.items():
+        if (name, column) == (dataset, metric):
+            squares.append(values["std"] ** 2)
+    return math.sqrt(statistics.mean(squares)) if squares else None
+
+
+def noise(cells, dataset, metric):
+    """Std over seeds: the published models' pooled one; of FID and IS our own. None: unknown."""
+    if metric not in BY_CLASSIFIER:
+        return pooled_std(dataset, metric)
+    variances = []
+    for (name, _), models in cells.items():
+        for runs in models.values():
+            values = values_of(runs, metric)
+            if name == dataset and len(values) > 1:
+                variances.append(statistics.variance(values))
+    return math.sqrt(statistics.mean(variances)) if variances else None
+
+
+def noise_bound(std, n=1, m=1):
+    """The difference of means over n and m seeds beyond which it is more than seeds explain.
+
+    A difference has std * sqrt(1/n + 1/m) as its own std. 2.084 of those are 2.33 std for one seed
+    against four, and 1.47 for four against four.
+    """
+    return 2.084 * math.sqrt(1 / n + 1 / m) * std
+
+
+def star(difference, n, m, std):
+    """An asterisk where a difference of means over n and m seeds is more than seeds explain."""
+    return "*" if std is not None and abs(difference) > noise_bound(std, n, m) else ""
+
+
+def is_gain(difference, metric):
+    """Does a difference go the way that is better?"""
+    return (difference < 0) == (metric in LOWER_IS_BETTER)
+
+
+def agreement(ours, n, metric, theirs, std):
+    """Our mean over n seeds is "within noise" of the published one of four, "better" or "worse"."""
+    difference = ours - theirs["mean"]
+    if not star(difference, n, 4, std):
+        return "within noise"
+    return "better" if is_gain(difference, metric) else "worse"
+
+
+def judged(cells, metric):
+    """{"within noise", "better", "worse": the models whose mean is that, beside the published}."""
+    found = {"within noise": [], "better": [], "worse": []}
+    for (dataset, _), models in cells.items():
+        std = pooled_std(dataset, metric)
+        for model, runs in models.items():
+            ours, n = mean(runs, metric)
+            if n:
+                theirs = published(dataset, model, metric)
+                judgement = agreement(ours, n, metric, theirs, std)
+                found[judgement].append(f"{dataset} {'-'.join(model)}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Markdown
+# ---------------------------------------------------------------------------------------------
+
+
+def markdown(columns, rows):
+    """A table as Markdown, from the names of its columns and its rows of text."""
+    lines = [markdown_row(columns), "|---" * len(columns) + "|"]
+    for row in rows:
+        lines.append(markdown_row(row))
+    return "\n".join(lines) + "\n"
+
+
+def markdown_row(cells):
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
