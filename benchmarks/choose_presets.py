@@ -1,18 +1,21 @@
 """How the presets `fast` and `best` are chosen: trials scored on a held-out fifth of a train split.
 
-    python benchmarks/fast.py stage1 runs/fast TwoPatterns      # its probes and reconstructions
-    python benchmarks/fast.py stage2 runs/fast TwoPatterns      # priors on the first, their samples
-    python benchmarks/fast.py decoding runs/fast TwoPatterns    # one prior, many ways to sample it
-    python benchmarks/fast.py classifier runs/fast TwoPatterns  # the FCN's accuracy
-    python benchmarks/fast.py cas runs/fast TwoPatterns         # CAS by the length of its training
-    python benchmarks/fast.py table runs/fast results/          # fast.csv, every trial, and fast.md
+    python -m benchmarks.choose_presets stage1 runs/fast TwoPatterns      # probes, reconstructions
+    python -m benchmarks.choose_presets stage2 runs/fast TwoPatterns      # priors on the first
+    python -m benchmarks.choose_presets decoding runs/fast TwoPatterns    # one prior, many ways
+    python -m benchmarks.choose_presets classifier runs/fast TwoPatterns  # the FCN's accuracy
+    python -m benchmarks.choose_presets cas runs/fast TwoPatterns         # CAS by its training
+    python -m benchmarks.choose_presets table runs/fast results/          # fast.csv and fast.md
 
 A trial is the fast preset with some fields changed, in bf16; TRIALS has them all, those that failed
 too. The test split is never read for a choice. Finished trials are skipped, so processes may share
 the work by set. `own` is the share of samples that a classifier of real series puts into the class
 they were drawn for, `fid_class` the FID of those samples.
 """
-import argparse, json, shutil, sys, time
+
+import json
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,181 +23,290 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data, evaluate, ncvqvae, prior
-from benchmarks.tables import markdown, write_csv, write_text
+from benchmarks.rows import markdown, write_csv, write_text
+from data import (
+    PRESETS,
+    Config,
+    Parser,
+    load_checkpoint,
+    load_dataset,
+    pick_device,
+    run_command,
+    write_atomic,
+)
+from evaluate import (
+    accuracy,
+    classification_accuracy_score,
+    classify,
+    dataset_fcn,
+    fcn_config,
+    frechet_distance,
+    inception_score,
+    probe,
+)
+from ncvqvae import encode_split, train_stage1
+from prior import class_proportions, load_stage2, sample, train_stage2
 
-ADAMW = dict(optimizer="adamw", stage2_lr=2e-3)
-SLOWER = dict(stage2_lr=2e-3)
+ADAMW = {"optimizer": "adamw", "stage2_lr": 2e-3}
+SLOWER = {"stage2_lr": 2e-3}
 TRIALS = {
-    "stage1": {"fast": {}, "first edition": dict(stage1_batch=128, projector_dim=4096),
-               "400 steps": dict(stage1_steps=400),
-               "naive": dict(method="naive", augmentation="none")},
-    "stage2": {"fast": {}, "AdamW": ADAMW, "AdamW, lr 4e-3": dict(optimizer="adamw"),
-               "AdamW, 4000 steps": ADAMW | dict(stage2_steps=4000),
-               "lr 2e-3": SLOWER, "lr 8e-3": dict(stage2_lr=8e-3), "averaged": SLOWER,
-               "no class 0.4": SLOWER | dict(class_dropout=0.4),
-               "hidden 256": SLOWER | dict(prior_hidden=256, stage2_steps=800),
-               "4000 steps": dict(stage2_steps=4000),
-               "first edition": dict(optimizer="adamw", stage2_steps=800, stage2_batch=256,
-                                     stage2_lr=1e-3, prior_hidden=256)},
-    "decoding": {"lr 2e-3": SLOWER | dict(fcn_steps=0, fcn_epochs=100)},
-    "classifier": {f"{steps} steps, lr {lr:g}": dict(fcn_steps=steps, fcn_lr=lr)
-                   for lr in (1e-3, 3e-3) for steps in (300, 600, 1200, 2400)},
-    "cas": {f"{epochs} epochs, batch {batch}": dict(cas_steps=0, cas_epochs=epochs, fcn_batch=batch)
-            for epochs, batch in ((5, 64), (10, 64), (20, 64), (20, 256))},
+    "stage1": {
+        "fast": {},
+        "first edition": {"stage1_batch": 128, "projector_dim": 4096},
+        "400 steps": {"stage1_steps": 400},
+        "naive": {"method": "naive", "augmentation": "none"},
+    },
+    "stage2": {
+        "fast": {},
+        "AdamW": ADAMW,
+        "AdamW, lr 4e-3": {"optimizer": "adamw"},
+        "AdamW, 4000 steps": ADAMW | {"stage2_steps": 4000},
+        "lr 2e-3": SLOWER,
+        "lr 8e-3": {"stage2_lr": 8e-3},
+        "no class 0.4": SLOWER | {"class_dropout": 0.4},
+        "hidden 256": SLOWER | {"prior_hidden": 256, "stage2_steps": 800},
+        "4000 steps": {"stage2_steps": 4000},
+        "first edition": {
+            "optimizer": "adamw",
+            "stage2_steps": 800,
+            "stage2_batch": 256,
+            "stage2_lr": 1e-3,
+            "prior_hidden": 256,
+        },
+    },
+    "decoding": {"lr 2e-3": SLOWER | {"fcn_steps": 0, "fcn_epochs": 100}},
+    "classifier": {},
+    "cas": {},
 }
-# Passes, noise on the confidence, guidance; the first is the thesis'. 1e6 makes the order random.
-DECODING = {"class": [(10, 4, 1), (10, 1, 1), (10, 0, 1), (10, 4, 2), (10, 1, 2), (20, 4, 1),
-                      (20, 1, 2), (20, 1, 3), (20, 4, 2), (40, 1, 2), (20, 1e6, 1), (20, 1e6, 2)],
-            "free": [(10, 4, 1), (10, 1, 1), (10, 8, 1), (20, 4, 1), (20, 8, 1), (20, 16, 1),
-                     (40, 8, 1), (20, 1e6, 1), (40, 1e6, 1)]}
+for lr in (1e-3, 3e-3):
+    for steps in (300, 600, 1200, 2400):
+        fields = {"fcn_steps": steps, "fcn_lr": lr}
+        TRIALS["classifier"][f"{steps} steps, lr {lr:g}"] = fields
+for epochs, batch in ((5, 64), (10, 64), (20, 64), (20, 256)):
+    fields = {"cas_steps": 0, "cas_epochs": epochs, "fcn_batch": batch}
+    TRIALS["cas"][f"{epochs} epochs, batch {batch}"] = fields
+
+# (passes, noise on the confidence, guidance) of samples of a class and of none; the first is the
+# thesis'. 1e6 makes the order random.
+DECODING = {
+    "class": (
+        *((10, 4, 1), (10, 1, 1), (10, 0, 1), (10, 4, 2), (10, 1, 2), (20, 4, 1)),
+        *((20, 1, 2), (20, 1, 3), (20, 4, 2), (40, 1, 2), (20, 1e6, 1), (20, 1e6, 2)),
+    ),
+    "free": (
+        *((10, 4, 1), (10, 1, 1), (10, 8, 1), (20, 4, 1), (20, 8, 1), (20, 16, 1)),
+        *((40, 8, 1), (20, 1e6, 1), (40, 1e6, 1)),
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# What trials share
+# ---------------------------------------------------------------------------------------------
 
 
 def held_out(name, out, fold):
     """An .npz of a set's train split: four fifths are its train split, the rest its test split."""
     path = out / f"{name}-{fold}.npz"
     if not path.exists():
-        d = data.load_dataset(name)
-        folds = StratifiedKFold(5, shuffle=True, random_state=0).split(d.x_train, d.y_train)
+        whole = load_dataset(name)
+        x = whole.to_original(whole.x_train)
+        y = whole.y_train.numpy()
+        folds = StratifiedKFold(5, shuffle=True, random_state=0).split(x, y)
         fit, rest = list(folds)[fold]
-        x, y = d.to_original(d.x_train), d.y_train.numpy()
-        arrays = dict(X_train=x[fit], y_train=y[fit], X_test=x[rest], y_test=y[rest])
-        data.write_atomic(path, lambda file: np.savez(file, **arrays))
-    return data.load_dataset(str(path))
+        arrays = {"X_train": x[fit], "y_train": y[fit], "X_test": x[rest], "y_test": y[rest]}
+        write_atomic(path, lambda file: np.savez(file, **arrays))
+    return load_dataset(str(path))
 
 
 def config_of(dataset, out, **fields):
-    trial = dict(method="vibcreg", augmentation="slice", precision="bf16", validate_epochs=0)
-    return data.Config(dataset=str(out / f"{dataset.name}.npz"),
-                       **data.PRESETS["fast"] | trial | fields)
+    """The fast preset in bf16 with some fields changed."""
+    trial = {
+        "dataset": str(out / f"{dataset.name}.npz"),
+        "method": "vibcreg",
+        "augmentation": "slice",
+        "precision": "bf16",
+        "validate_epochs": 0,
+    }
+    return Config(**PRESETS["fast"] | trial | fields)
 
 
-class Averaged(ncvqvae.Training):
-    """Ends with an exponential average of the weights, of a half-life of 140 steps."""
-    def update(self, loss, **terms):
-        super().update(loss, **terms)
-        now = [p.detach() for p in self.model.parameters()]
-        self.mean = [p.clone() for p in now] if self.step == 1 else self.mean
-        torch._foreach_lerp_(self.mean, now, 0.005)
-        if self.step == self.total:
-            torch._foreach_copy_(now, self.mean)
+def classifier_of(dataset, folder, config):
+    """The classifier behind FID and IS, trained where missing."""
+    fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, len(dataset.classes)))
+    return fcn
+
+
+def prior_of(dataset, out, trial, fields):
+    """A prior on the tokens of stage 1's trial `fast`: its run folder, models (2) and minutes."""
+    run = out / dataset.name / "stage2" / trial
+    config = config_of(dataset, out, **fields)
+    run.mkdir(parents=True, exist_ok=True)
+    shutil.copy(out / dataset.name / "stage1" / "fast" / "stage1.pt", run)
+    train_stage2(run, config, dataset)
+    prior, stage1, checkpoint = load_stage2(run, config, dataset)
+    return run, (prior, stage1), checkpoint["seconds"] / 60
+
+
+def draw(dataset, out, models, kind, how, n=1000, **fields):
+    """Samples of the train split's classes (kind "class") or of none ("free").
+
+    -> series (n, L), their classes (n,), the config, and a row of their scores against the held-out
+    fifth.
+    """
+    steps, noise, guidance = how
+    decoding = {
+        "decode_steps": steps,
+        "choice_temperature": float(noise),
+        "guidance": float(guidance),
+    }
+    config = config_of(dataset, out, **decoding, **fields)
+    labels = class_proportions(dataset.y_train, n)
+    given = labels if kind == "class" else torch.full_like(labels, models[0].no_class)
+    start = time.time()
+    generator = torch.Generator(pick_device()).manual_seed(1)
+    x = sample(*models, given, generator, config)
+    row = {"sampled": kind, "passes": steps, "noise": noise, "guidance": guidance}
+    row["sampling"] = time.time() - start
+    fcn = classifier_of(dataset, out / dataset.name, config)
+    real, _ = classify(fcn, dataset.x_test)
+    fake, p = classify(fcn, x)
+    fid = frechet_distance(fake, real)
+    if kind == "class":
+        row["own"] = accuracy(p, labels)
+        row["fid_class"] = fid
+    else:
+        row["fid"] = fid
+        row["is"] = inception_score(p)
+        counts = np.bincount(p.argmax(1), minlength=len(dataset.classes))
+        row["shares"] = " ".join(f"{count / n:.2f}" for count in counts)
+    return x, labels, config, row
+
+
+def cas_of(x, y, dataset, config, run, seeds=(1, 2)):
+    """CAS on the held-out fifth, the mean over classifiers of a few seeds."""
+    total = 0.0
+    for seed in seeds:
+        seeded = replace(config, seed=seed)
+        total += classification_accuracy_score(x, y, dataset, seeded, run)
+    return total / len(seeds)
+
+
+# ---------------------------------------------------------------------------------------------
+# The kinds of trials, each a generator of rows
+# ---------------------------------------------------------------------------------------------
 
 
 def stage1(dataset, out, trial, fields):
     """Recon and probes of the held-out fifth, and what a classifier says to its reconstructions."""
     config = config_of(dataset, out, **fields)
     run = out / dataset.name / "stage1" / trial
-    model = ncvqvae.train_stage1(run, config, dataset)
-    train, test = (ncvqvae.encode_split(model, x) for x in (dataset.x_train, dataset.x_test))
-    knn, svm = evaluate.probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
-    fcn, *_ = evaluate.dataset_fcn(
-        out / dataset.name, dataset, evaluate.fcn_config(config, len(dataset.classes)))
-    (real, p), (made, p_made) = (evaluate.classify(fcn, x) for x in (dataset.x_test, test["x_hat"]))
-    yield dict(recon=test["errors"].sum(1).mean().item(), knn=knn, svm=svm,
-               accuracy=evaluate.accuracy(p, dataset.y_test),
-               own=evaluate.accuracy(p_made, dataset.y_test),
-               fid=evaluate.frechet_distance(made, real),
-               minutes=data.load_checkpoint(run / "stage1.pt")["seconds"] / 60)
-
-
-def prior_of(dataset, out, trial, fields):
-    """A prior on the tokens of the first stage-1 trial: its run folder, its models, its minutes."""
-    run, config = out / dataset.name / "stage2" / trial, config_of(dataset, out, **fields)
-    run.mkdir(parents=True, exist_ok=True)
-    shutil.copy(out / dataset.name / "stage1" / "fast" / "stage1.pt", run)
-    prior.Training = Averaged if trial == "averaged" else ncvqvae.Training
-    prior.train_stage2(run, config, dataset)
-    *models, checkpoint = prior.load_stage2(run, config, dataset)
-    return run, models, checkpoint["seconds"] / 60
-
-
-def judged(dataset, out, models, kind, how, n=1000, **fields):
-    """Samples of the train split's classes, or of none, scored against the held-out fifth."""
-    steps, temperature, guidance = how
-    config = config_of(dataset, out, decode_steps=steps, choice_temperature=float(temperature),
-                       guidance=float(guidance), **fields)
-    labels = evaluate.class_proportions(dataset.y_train, n)
-    wanted = labels if kind == "class" else torch.full_like(labels, models[0].no_class)
-    start, generator = time.time(), torch.Generator(ncvqvae.pick_device()).manual_seed(1)
-    x = prior.sample(*models, wanted, generator, config)
-    seconds = time.time() - start
-    fcn, *_ = evaluate.dataset_fcn(
-        out / dataset.name, dataset, evaluate.fcn_config(config, len(dataset.classes)))
-    (real, _), (fake, p) = (evaluate.classify(fcn, series) for series in (dataset.x_test, x))
-    fid = evaluate.frechet_distance(fake, real)
-    if kind == "class":
-        scores = dict(own=evaluate.accuracy(p, labels), fid_class=fid)
-    else:
-        shares = np.bincount(p.argmax(1), minlength=len(dataset.classes)) / n
-        scores = {"fid": fid, "is": evaluate.inception_score(p),
-                  "shares": " ".join(f"{s:.2f}" for s in shares)}
-    return x, labels, config, scores | dict(sampled=kind, passes=steps, noise=temperature,
-                                            guidance=guidance, sampling=seconds)
-
-
-def cas_of(x, y, dataset, config, run, seeds=2):
-    """CAS on the held-out fifth, the mean over classifiers of a few seeds."""
-    configs = [replace(config, seed=seed) for seed in range(1, seeds + 1)]
-    return sum(evaluate.classification_accuracy_score(x, y, dataset, c, run)
-               for c in configs) / seeds
+    model = train_stage1(run, config, dataset)
+    train = encode_split(model, dataset.x_train)
+    test = encode_split(model, dataset.x_test)
+    knn, svm = probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
+    fcn = classifier_of(dataset, out / dataset.name, config)
+    real, p_real = classify(fcn, dataset.x_test)
+    reconstructed, p_reconstructed = classify(fcn, test["x_hat"])
+    yield {
+        "recon": test["errors"].sum(1).mean().item(),
+        "knn": knn,
+        "svm": svm,
+        "accuracy": accuracy(p_real, dataset.y_test),
+        "own": accuracy(p_reconstructed, dataset.y_test),
+        "fid": frechet_distance(reconstructed, real),
+        "minutes": load_checkpoint(run / "stage1.pt")["seconds"] / 60,
+    }
 
 
 def stage2(dataset, out, trial, fields):
     """A prior, judged by samples of its classes, with CAS, and of none."""
     run, models, minutes = prior_of(dataset, out, trial, fields)
     for how in ((10, 4, 1), (20, 4, 2)):
-        x, labels, config, scores = judged(dataset, out, models, "class", how)
-        yield scores | dict(cas=cas_of(x, labels, dataset, config, run), minutes=minutes)
+        x, labels, config, row = draw(dataset, out, models, "class", how)
+        cas = cas_of(x, labels, dataset, config, run)
+        yield row | {"cas": cas, "minutes": minutes}
     for how in ((10, 4, 1), (20, 4, 1)):
-        yield judged(dataset, out, models, "free", how)[3] | dict(minutes=minutes)
+        _, _, _, row = draw(dataset, out, models, "free", how)
+        yield row | {"minutes": minutes}
 
 
 def decoding(dataset, out, trial, fields):
+    """One prior's samples, decoded in many ways."""
     run, models, _ = prior_of(dataset, out, trial, fields)
     for kind, ways in DECODING.items():
         for how in ways:
-            x, labels, config, scores = judged(dataset, out, models, kind, how, **fields)
+            x, labels, config, row = draw(dataset, out, models, kind, how, **fields)
             if kind == "class":
-                scores["cas"] = cas_of(x, labels, dataset, config, run)
-            yield scores
+                row["cas"] = cas_of(x, labels, dataset, config, run)
+            yield row
 
 
 def classifier(dataset, out, trial, fields):
     """The classifier behind FID and IS: accuracy on the held-out fifth."""
     start = time.time()
     config = config_of(dataset, out, **fields)
-    fcn, *_ = evaluate.dataset_fcn(
-        out / dataset.name / "classifier", dataset,
-        evaluate.fcn_config(config, len(dataset.classes)))
-    accuracy = evaluate.accuracy(evaluate.classify(fcn, dataset.x_test)[1], dataset.y_test)
-    yield dict(accuracy=accuracy, minutes=(time.time() - start) / 60)
+    fcn = classifier_of(dataset, out / dataset.name / "classifier", config)
+    _, p = classify(fcn, dataset.x_test)
+    right = accuracy(p, dataset.y_test)
+    yield {"accuracy": right, "minutes": (time.time() - start) / 60}
 
 
 def cas(dataset, out, trial, fields):
     """CAS of a prior's samples and of the reconstructed train split, by its training's length."""
     run, models, _ = prior_of(dataset, out, "lr 2e-3", SLOWER)
-    changed = config_of(dataset, out, **fields)
-    reconstructed = ncvqvae.encode_split(models[1], dataset.x_train)["x_hat"]
+    config = config_of(dataset, out, **fields)
+    reconstructed = encode_split(models[1], dataset.x_train)["x_hat"]
     sets = {"reconstructions": (reconstructed, dataset.y_train)}
     for how in ((10, 4, 1), (20, 1, 2)):
-        sets["class {} {} {}".format(*how)] = judged(dataset, out, models, "class", how)[:2]
+        x, labels, _, _ = draw(dataset, out, models, "class", how)
+        sets["class {} {} {}".format(*how)] = (x, labels)
     for name, (x, y) in sets.items():
         start = time.time()
-        score = cas_of(x, y, dataset, changed, run, seeds=1)
-        yield dict(sampled=name, cas=score, minutes=(time.time() - start) / 60)
+        score = cas_of(x, y, dataset, config, run, seeds=(1,))
+        yield {"sampled": name, "cas": score, "minutes": (time.time() - start) / 60}
 
 
-KINDS = {f.__name__: f for f in (stage1, stage2, decoding, classifier, cas)}
-COLUMNS = ("kind", "dataset", "trial", "changed", "sampled", "passes", "noise", "guidance",
-           "recon", "knn", "svm", "accuracy", "own", "fid_class", "fid", "is", "cas", "shares",
-           "minutes", "sampling")
+KINDS = {
+    "stage1": stage1,
+    "stage2": stage2,
+    "decoding": decoding,
+    "classifier": classifier,
+    "cas": cas,
+}
+
+
+def run_trials(kind, dataset, out, trials):
+    """Run those trials that have not run, write their rows and print them."""
+    for trial in trials:
+        path = out / dataset.name / f"{kind}-{trial}.rows.json"
+        if path.exists():
+            continue
+        fields = TRIALS[kind][trial]
+        changed = " ".join(f"{name}={value}" for name, value in fields.items())
+        start = {"kind": kind, "dataset": dataset.name, "trial": trial, "changed": changed}
+        rows = [start | row for row in KINDS[kind](dataset, out, trial, fields)]
+        write_text(path, json.dumps(rows))
+        for row in rows:
+            print(*map(shown, row.values()), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# fast.csv and fast.md
+# ---------------------------------------------------------------------------------------------
+
+TRIAL = ("kind", "dataset", "trial", "changed")
+SAMPLING = ("sampled", "passes", "noise", "guidance")
+STAGE1 = ("recon", "knn", "svm", "accuracy")
+SAMPLES = ("own", "fid_class", "fid", "is", "cas", "shares", "minutes", "sampling")
+COLUMNS = (*TRIAL, *SAMPLING, *STAGE1, *SAMPLES)
 
 
 def table(out, results):
-    """fast.csv of every trial, and fast.md: its rows, a table a kind."""
-    paths = sorted(out.rglob("*.rows.json"))
-    rows = [row for path in paths for row in json.loads(path.read_text())]
+    """fast.csv of every trial below out, and fast.md: its rows, a table a kind."""
+    rows = []
+    for path in sorted(out.rglob("*.rows.json")):
+        rows += json.loads(path.read_text())
     write_csv(results / "fast.csv", COLUMNS, rows)
     text = """# Trials on held-out fifths of train splits
 
@@ -202,34 +314,45 @@ NAME-0 is the first of five folds. What a trial changes is relative to the fast 
 core of two in use.
 """
     for kind in KINDS:
-        mine = [row for row in rows if row["kind"] == kind]
-        columns = [c for c in COLUMNS[1:] if any(c in row for row in mine)]
-        lines = [[shown(row.get(c, "")) for c in columns] for row in mine]
+        of_kind = [row for row in rows if row["kind"] == kind]
+        columns = [name for name in COLUMNS[1:] if any(name in row for row in of_kind)]
+        lines = []
+        for row in of_kind:
+            lines.append([shown(row.get(name, "")) for name in columns])
         text += f"\n## {kind}\n\n{markdown(columns, lines)}"
-    lines, priors = [], [row for row in rows if row["kind"] == "stage2"]
-    for trial in dict.fromkeys((row["dataset"], row["trial"]) for row in priors):
-        mine = sorted((row for row in priors if (row["dataset"], row["trial"]) == trial),
-                      key=lambda row: row["passes"])
-        cells = [" / ".join(shown(row[key]) for row in mine if key in row)
-                 for key in ("own", "fid_class", "cas", "fid")]
-        lines.append([*trial, f"{mine[0]['minutes']:.1f}", *cells])
+    write_text(results / "fast.md", f"{text}\n{ingredients(rows)}")
+
+
+def ingredients(rows):
+    """A row a trial of stage 2: both ways of decoding in a cell."""
+    trials = {}  # {(dataset, trial): rows, the thesis' decoding first}
+    for row in rows:
+        if row["kind"] == "stage2":
+            trials.setdefault((row["dataset"], row["trial"]), []).append(row)
+    lines = []
+    for names, of_trial in trials.items():
+        of_trial.sort(key=lambda row: row["passes"])
+        line = [*names, f"{of_trial[0]['minutes']:.1f}"]
+        for metric in ("own", "fid_class", "cas", "fid"):
+            values = [shown(row[metric]) for row in of_trial if metric in row]
+            line.append(" / ".join(values))
+        lines.append(line)
     columns = ["dataset", "trial", "minutes", "own", "FID, class", "CAS", "FID, none"]
-    text += f"""
-## What each ingredient of stage 2 is worth
+    return f"""## What each ingredient of stage 2 is worth
 
 Samples of a class: share in their own class, FID, CAS; of none: FID. By the thesis' decoding and,
 behind /, by 20 passes, of a class with guidance 2.
 
 {markdown(columns, lines)}"""
-    write_text(results / "fast.md", text)
 
 
 def shown(value):
+    """A cell: three digits of a float, else the text."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("kind", choices=[*KINDS, "table"])
     parser.add_argument("out", type=Path)
     parser.add_argument("sets", nargs="+", help="names, or for table the folder of results")
@@ -237,20 +360,13 @@ def main():
     parser.add_argument("--only", nargs="+", help="trials [all]")
     args = parser.parse_args()
     if args.kind == "table":
-        return table(args.out, Path(args.sets[0]))
-    for name, fold in ((name, fold) for name in args.sets for fold in args.fold):
-        dataset = held_out(name, args.out, fold)
-        for trial in args.only or TRIALS[args.kind]:
-            path = args.out / dataset.name / f"{args.kind}-{trial}.rows.json"
-            if not path.exists():
-                fields = TRIALS[args.kind][trial]
-                what = dict(kind=args.kind, dataset=dataset.name, trial=trial,
-                            changed=" ".join(f"{k}={v}" for k, v in fields.items()))
-                rows = [what | row for row in KINDS[args.kind](dataset, args.out, trial, fields)]
-                write_text(path, json.dumps(rows))
-                for row in rows:
-                    print(*map(shown, row.values()), flush=True)
+        table(args.out, Path(args.sets[0]))
+        return
+    for name in args.sets:
+        for fold in args.fold:
+            dataset = held_out(name, args.out, fold)
+            run_trials(args.kind, dataset, args.out, args.only or TRIALS[args.kind])
 
 
 if __name__ == "__main__":
-    data.run_command(main)
+    run_command(main)
