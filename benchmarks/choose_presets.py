@@ -107,7 +107,7 @@ DECODING = {
 
 def held_out(name, out, fold):
     """An .npz of a set's train split: four fifths are its train split, the rest its test split."""
-    path = out / f"{name}-{fold}.npz"
+    path = out / f"{Path(name).stem}-{fold}.npz"  # name: perhaps an own .npz
     if not path.exists():
         whole = load_dataset(name)
         x = whole.to_original(whole.x_train)

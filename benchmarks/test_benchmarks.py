@@ -1,35 +1,63 @@
 """What guards benchmarks/: tables judge by the published noise, keep every value, and take no
 ablation for the grid."""
-import csv, gzip, json, math, sys
+
+import csv
+import gzip
+import json
+import math
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data, evaluate, ncvqvae
-from benchmarks import across, ledger, speed, tables
+import data
+import evaluate
+import ncvqvae
+from benchmarks import choose_presets, compare, probes, speed, tables, thesis_figures, tied_prior
+from benchmarks.rows import (
+    COLUMNS,
+    MODELS,
+    NAIVE,
+    PROBES,
+    RESULTS,
+    agreement,
+    find_runs,
+    from_cell,
+    grid,
+    is_whole,
+    log_name,
+    one_schedule,
+    pooled_std,
+    read_rows,
+    schedules,
+    settings,
+    write_csv,
+)
 from data import Config
-from test_ncvqvae import draw, no_figures, own_data, run_all, tiny_config, tiny_model
+from test_ncvqvae import draw, own_data, run_all, tiny_config, tiny_model
 
 
 def test_tables_judge_by_the_published_noise(monkeypatch):
     naive = dict(mean=0.5, std=0.03, best=0.4)
     barlow = naive | dict(std=0.04)
-    monkeypatch.setattr(tables, "PUBLISHED", {("A", "naive", "none", "recon"): naive,
-                                              ("A", "barlow", "warp", "recon"): barlow})
-    pooled = tables.pooled_std("A", "recon")
-    assert pooled == pytest.approx(math.sqrt((0.03 ** 2 + 0.04 ** 2) / 2))
+    monkeypatch.setattr(
+        "benchmarks.rows.PUBLISHED",
+        {("A", "naive", "none", "recon"): naive, ("A", "barlow", "warp", "recon"): barlow},
+    )
+    pooled = pooled_std("A", "recon")
+    assert pooled == pytest.approx(math.sqrt((0.03**2 + 0.04**2) / 2))
     one, four = 2.33 * pooled, 1.47 * pooled
 
     def judge(difference, n, metric="recon"):
-        return tables.agreement(0.5 + difference, n, metric, naive, pooled)
+        return agreement(0.5 + difference, n, metric, naive, pooled)
+
     assert judge(0.99 * one, 1) == judge(-0.99 * four, 4) == "within noise"
     assert judge(1.01 * one, 1) == "worse"
     assert judge(-1.01 * four, 4) == judge(1.01 * one, 1, "cas") == "better"
     runs = {1: dict(recon=0.4), 2: dict(recon=0.6), 3: dict(recon=None)}
-    mean, best = (tables.table_cell(runs, kind, "A", tables.NAIVE, "recon")
-                  for kind in ("mean", "best"))
+    mean, best = (tables.table_cell(runs, kind, "A", NAIVE, "recon") for kind in ("mean", "best"))
     assert mean == "0.500 ± 0.141 (n 2) [0.500 ± 0.030], within noise"
     assert best == "0.400 (n 2) [0.400]"
 
@@ -37,15 +65,22 @@ def test_tables_judge_by_the_published_noise(monkeypatch):
 def fake_run(folder, seed, stages=2, recon=0.5, **fields):
     run = Path(folder) / f"A/naive-none/seed{seed}"
     config = Config(dataset="/some/where/A.npz", seed=seed, cas_epochs=100, **fields)
-    metrics = dict.fromkeys(evaluate.METRICS) | dict(recon=recon, knn=1 / 3, svm=1.0,
-                                                     complete_data=True, n_train=20)
+    metrics = dict.fromkeys(evaluate.METRICS) | dict(
+        recon=recon, knn=1 / 3, svm=1.0, complete_data=True, n_train=20
+    )
     if stages == 2:
         metrics |= {"fid": 3.0, "is": 2.0, "cas": 0.9}
-    config = config.behind("metrics") | dict(sha256="")
+    config = config.settings_of("metrics") | dict(sha256="")
     data.write_json(run / "metrics.json", metrics | dict(stages=stages, config=config))
-    start = dict(event="start", stage="stage1", torch="2.13", device="cpu", commit="abc",
-                 time="2026-01-02T03:04:05",
-                 argv=["/home/me/ncvqvae.py", "--dataset=/data/A.npz"])
+    start = dict(
+        event="start",
+        stage="stage1",
+        torch="2.13",
+        device="cpu",
+        commit="abc",
+        time="2026-01-02T03:04:05",
+        argv=["/home/me/ncvqvae.py", "--dataset=/data/A.npz"],
+    )
     log = [start, *(dict(stage="stage1", step=i, loss=1.0) for i in range(500))]
     (run / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\n")
     return metrics
@@ -55,13 +90,14 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, mo
     out = tmp_path / "results"
 
     def export(*folders):
-        arguments = ["tables.py", *map(str, folders), "--export", str(out)]
+        arguments = ["tables", *map(str, folders), "--export", str(out)]
         monkeypatch.setattr(sys, "argv", arguments)
         tables.main()
 
     def rows():
         with open(out / "runs.csv", newline="") as file:
             return list(csv.DictReader(file))
+
     metrics = fake_run(tmp_path / "runs", 1)
     fake_run(tmp_path / "runs", 2, stages=1, recon=0.7)
     fake_run(tmp_path / "fast", 1, recon=9.0, stage1_steps=800)
@@ -73,15 +109,19 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, mo
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     shown = ("seed", "stage1_epochs", "stage1_steps", "later_settings")
     assert [tuple(row[k] for k in shown) for row in rows()] == [
-        ("1", "1000", "", "cas_epochs=100"), ("1", "", "800", "cas_epochs=100"),
-        ("2", "1000", "", "none")]
-    assert {k: tables.from_cell(rows()[0][k]) for k in metrics} == metrics
+        ("1", "1000", "", "cas_epochs=100"),
+        ("1", "", "800", "cas_epochs=100"),
+        ("2", "1000", "", "none"),
+    ]
+    assert {k: from_cell(rows()[0][k]) for k in metrics} == metrics
     assert rows()[0]["date"] == "2026-01-02"
     text = (out / "TABLES.md").read_text()
     assert "0.600 ± 0.141 (n 2)" in text  # a run without stage 2 counts in stage 1's tables
     assert "9.000 (n 1)" in text and "## Stage 1: stage1_steps=800\n" in text
-    logs = [gzip.decompress(path.read_bytes()).decode().splitlines()
-            for path in sorted((out / "logs").iterdir())]
+    logs = [
+        gzip.decompress(path.read_bytes()).decode().splitlines()
+        for path in sorted((out / "logs").iterdir())
+    ]
     assert [len(lines) for lines in logs] == [200] * 3 and json.loads(logs[0][-1])["step"] == 499
     assert json.loads(logs[0][0])["argv"] == ["ncvqvae.py", "--dataset=A.npz"]
     fake_run(tmp_path / "runs", 1, recon=0.4)
@@ -98,65 +138,153 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, mo
 def row_of(model, seed=1, first="", later="none", dataset="Symbols", **values):
     """A row of runs.csv, with None for what is not given."""
     method, augmentation = model.split("-")
-    return dict.fromkeys(tables.COLUMNS) | dict(
-        dataset=dataset, method=method, augmentation=augmentation, seed=seed, complete_data=True,
-        stage1_settings=first, later_settings=later, n_train=25, n_test=993,
-        seconds_stage1=60.0) | values
+    return (
+        dict.fromkeys(COLUMNS)
+        | dict(
+            dataset=dataset,
+            method=method,
+            augmentation=augmentation,
+            seed=seed,
+            complete_data=True,
+            stage1_settings=first,
+            later_settings=later,
+            n_train=25,
+            n_test=993,
+            seconds_stage1=60.0,
+        )
+        | values
+    )
 
 
 def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain():
-    first, later = tables.settings(Config(**data.PRESETS["fast"]))
-    rows = [row_of("naive-none", 1, recon=0.20, knn=0.50),
-            row_of("naive-none", 2, later="cas_epochs=100", recon=0.22, knn=0.54),
-            row_of("barlow-warp", 1, recon=0.10, knn=0.90),
-            row_of("barlow-warp", 2, recon=0.12, knn=0.90),
-            row_of("vibcreg-slice", recon=0.211, knn=0.53),
-            row_of("vibcreg-gauss", recon=0.01, knn=0.99, complete_data=False),
-            row_of("vibcreg-gauss", first="zeta=0.2", recon=0.02, knn=0.98),
-            row_of("naive-none", first=first, later=later, recon=0.30, knn=0.40),
-            row_of("vibcreg-warp", first=first, recon=0.03, knn=0.97),
-            row_of("vibcreg-warp", first=first, later="stage2_epochs=3", recon=9.0, knn=0.97)]
-    cells = tables.grid(rows)  # neither incomplete data nor an ablation nor a mixture of schedules
+    first, later = settings(Config(**data.PRESETS["fast"]))
+    rows = [
+        row_of("naive-none", 1, recon=0.20, knn=0.50),
+        row_of("naive-none", 2, later="cas_epochs=100", recon=0.22, knn=0.54),
+        row_of("barlow-warp", 1, recon=0.10, knn=0.90),
+        row_of("barlow-warp", 2, recon=0.12, knn=0.90),
+        row_of("vibcreg-slice", recon=0.211, knn=0.53),
+        row_of("vibcreg-gauss", recon=0.01, knn=0.99, complete_data=False),
+        row_of("vibcreg-gauss", first="zeta=0.2", recon=0.02, knn=0.98),
+        row_of("naive-none", first=first, later=later, recon=0.30, knn=0.40),
+        row_of("vibcreg-warp", first=first, recon=0.03, knn=0.97),
+        row_of("vibcreg-warp", first=first, later="stage2_epochs=3", recon=9.0, knn=0.97),
+    ]
+    cells = grid(rows)  # neither incomplete data nor an ablation nor a mixture of schedules
     assert cells["Symbols", "fast, float32"]["vibcreg", "warp"][1]["recon"] == 0.03
-    assert {how: {"-".join(m): sorted(runs) for m, runs in models.items()}
-            for (_, how), models in cells.items()} == {
+    assert {
+        how: {"-".join(m): sorted(runs) for m, runs in models.items()}
+        for (_, how), models in cells.items()
+    } == {
         "thesis, float32": {"naive-none": [1, 2], "barlow-warp": [1, 2], "vibcreg-slice": [1]},
-        "fast, float32": {"naive-none": [1], "vibcreg-warp": [1]}}
-    lines = tables.report(cells).splitlines()
+        "fast, float32": {"naive-none": [1], "vibcreg-warp": [1]},
+    }
+    lines = compare.headline(cells).splitlines()
     ours, published, *differences = [line for line in lines if line.startswith("| Symbols")]
-    assert ours.startswith("| Symbols | ours: thesis, float32, 2 of 6 models | "  # more models
-                           "0.210 → 0.110<br>barlow-warp, n 2, 2 | "
-                           "0.520 → 0.900<br>barlow-warp, n 2, 2 |  |")
+    assert ours.startswith(
+        "| Symbols | ours: thesis, float32, 2 of 6 models | "  # more models
+        "0.210 → 0.110<br>barlow-warp, n 2, 2 | "
+        "0.520 → 0.900<br>barlow-warp, n 2, 2 |  |"
+    )
     assert published.startswith("| Symbols | published | 0.110 → 0.067<br>vibcreg-slice, n 4, 4 |")
     assert [[cell.strip() for cell in line.split("|")[3:7]] for line in differences] == [
         ["barlow-warp", "2", "-0.100* [+0.033*]", "+0.380* [+0.085*]"],
-        ["vibcreg-slice", "1", "+0.001 [-0.043*]", "+0.010 [-0.084*]"]]
+        ["vibcreg-slice", "1", "+0.001 [-0.043*]", "+0.010 [-0.084*]"],
+    ]
     assert "| recon | 0 | 1 | 2 | Symbols naive-none, Symbols vibcreg-slice |" in lines
     assert "| knn | 1 | 2 | 0 |  |" in lines
-    runs = {m: {1: {}} for m in tables.MODELS}
+    runs = {m: {1: {}} for m in MODELS}
     few = {"thesis, bf16": dict(list(runs.items())[:2]), "fast, bf16": runs, "best, bf16": runs}
-    chosen = tables.one_schedule({("A", how): models for how, models in few.items()})
+    chosen = one_schedule({("A", how): models for how, models in few.items()})
     assert [*chosen] == [("A", "fast, bf16")]  # most models, then not `best`
 
 
+def test_rows_of_40_steps_a_class_are_rows_of_the_presets():
+    first = "precision=bf16 stage1_steps=800 stage1_batch=64 stage1_lr=0.003 projector_dim=1024"
+    later = "stage2_batch=64 stage2_lr=0.004 optimizer=muon prior_hidden=128"
+    guided = "decode_steps=20 guidance=2.0"
+    end = "fcn_steps=600 cas_steps=40 fcn_batch=64"
+    for preset, then in (
+        ("fast", f"stage2_steps=2000 {later} {end}"),
+        ("best", f"stage2_steps=4000 {later} {guided} {end}"),
+    ):
+        assert schedules()[first, then] == f"{preset}, bf16"
+        assert schedules()[settings(Config(**data.PRESETS[preset], precision="bf16"))] == (
+            f"{preset}, bf16"
+        )
+    assert list(grid([row_of("naive-none", first=first)])) == [("Symbols", "fast, bf16")]
+    other = row_of("naive-none", first=first, later=f"stage2_steps=2000 {later} {end}0")
+    assert not grid([other])
+
+
+def test_trials_of_the_presets_stand_in_a_table_each_and_stage_2_in_one_more(tmp_path):
+    start = {"kind": "stage2", "dataset": "A-0", "trial": "fast", "changed": ""}
+    rows = [
+        start | {"sampled": "class", "passes": 20, "own": 0.75, "minutes": 1.0},
+        start | {"sampled": "class", "passes": 10, "own": 0.5, "minutes": 1.0},
+        start | {"sampled": "free", "passes": 10, "fid": 2.125, "minutes": 1.0},
+    ]
+    (tmp_path / "A-0").mkdir()
+    data.write_json(tmp_path / "A-0" / "stage2-fast.rows.json", rows)
+    choose_presets.table(tmp_path, tmp_path)
+    text = (tmp_path / "fast.md").read_text()
+    assert "| A-0 | fast |  | class | 20 |" in text and "## cas" in text
+    assert "| A-0 | fast | 1.0 | 0.5 / 0.75 |  |  | 2.12 |" in text
+    header, *lines = (tmp_path / "fast.csv").read_text().splitlines()
+    assert header.startswith("kind,dataset,trial,changed,sampled,passes") and len(lines) == 3
+
+
+def test_a_trial_runs_once(tmp_path, monkeypatch, capsys):
+    fields = {"fcn_steps": 2, "steps_per_class": 0}
+    monkeypatch.setitem(choose_presets.TRIALS["classifier"], "short", fields)
+    x, y = draw(40, 24).numpy(), [k % 2 for k in range(40)]
+    whole = {"X_train": x, "y_train": y, "X_test": x, "y_test": y}
+    np.savez(tmp_path / "own.npz", **whole)
+    dataset = choose_presets.held_out(str(tmp_path / "own.npz"), tmp_path / "out", 0)
+    assert (len(dataset.x_train), len(dataset.x_test)) == (32, 8)
+    for _ in range(2):
+        choose_presets.run_trials("classifier", dataset, tmp_path / "out", ["short"])
+    assert capsys.readouterr().out.startswith("classifier own-0 short fcn_steps=2")
+    assert len(list((tmp_path / "out").rglob("*.rows.json"))) == 1
+
+
 def test_a_stage_1_of_two_priors_counts_once_and_with_its_train_mode_probe():
-    rows = [row_of("naive-none", 1, "", "cas_epochs=100", recon=0.2, recon_train_mode=0.3,
-                   knn_train_mode=0.5), row_of("naive-none", 1, "", "cas_epochs=200", recon=0.2)]
-    text = tables.tables(rows)
+    rows = [
+        row_of(
+            "naive-none",
+            1,
+            "",
+            "cas_epochs=100",
+            recon=0.2,
+            recon_train_mode=0.3,
+            knn_train_mode=0.5,
+        ),
+        row_of("naive-none", 1, "", "cas_epochs=200", recon=0.2),
+    ]
+    text = tables.thesis_tables(rows)
     assert "| Symbols | 0.200 (n 1) [0.110 ± 0.019], worse<br>[0.110 ± 0.019]<br>0.300" in text
     assert "| [0.143 ± 0.033] | [0.134 ± 0.012] |" in text  # not run: the published value once
 
 
 def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
     fast = "stage1_steps=800"
-    rows = [row_of("vibcreg-warp", seed, first, recon=recon, knn=0.5, complete_data=complete)
-            for seed, first, recon, complete in (
-                (1, "eta=2.0 precision=bf16", 0.7, True), (1, "precision=bf16", 0.8, True),
-                (1, fast, 0.10, True), (2, fast, 0.12, True), (1, "", 9.0, True),
-                (1, f"{fast} zeta=0.2", 0.11, True), (2, f"{fast} zeta=0.2", 0.13, True),
-                (1, f"{fast} zeta=0.05", 0.60, True), (1, f"{fast} zeta=0.15", 9.0, False),
-                (1, f"{fast} eta=0.5", 0.30, True), (1, f"{fast} zeta=0.2 eta=2.0", 9.0, True))]
-    text = tables.ablation(tables.ablation_cells(rows))
+    rows = [
+        row_of("vibcreg-warp", seed, first, recon=recon, knn=0.5, complete_data=complete)
+        for seed, first, recon, complete in (
+            (1, "eta=2.0 precision=bf16", 0.7, True),
+            (1, "precision=bf16", 0.8, True),
+            (1, fast, 0.10, True),
+            (2, fast, 0.12, True),
+            (1, "", 9.0, True),
+            (1, f"{fast} zeta=0.2", 0.11, True),
+            (2, f"{fast} zeta=0.2", 0.13, True),
+            (1, f"{fast} zeta=0.05", 0.60, True),
+            (1, f"{fast} zeta=0.15", 9.0, False),
+            (1, f"{fast} eta=0.5", 0.30, True),
+            (1, f"{fast} zeta=0.2 eta=2.0", 9.0, True),
+        )
+    ]
+    text = compare.ablation(rows)
     zeta, eta = text.split("## eta")
     line = f"| Symbols | vibcreg-warp | {fast} | recon | "
     assert line + "0.600* (1) | 0.110 (2) |  | 0.120 (2) |" in zeta
@@ -169,57 +297,72 @@ def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
 
 def test_departures_stand_beside_runs_that_differ_in_nothing_else():
     first, later = "precision=bf16", "cas_epochs=100"
-    rows = [row_of("barlow-gauss", 1, recon=9.0),
-            row_of("barlow-gauss", 1, first, later, recon=0.1, fid=0.1),
-            row_of("barlow-gauss", 2, first, recon=0.2),
-            row_of("barlow-gauss", 3, first, recon=9.0),
-            row_of("barlow-gauss+roundtrip", 1, first, recon=0.5),
-            row_of("barlow-gauss+roundtrip", 2, first, recon=0.7),
-            row_of("barlow-slice+roundtrip", 1, first, recon=9.0),
-            row_of("naive-none", 1, first, "cas_epochs=99", recon=9.0),
-            row_of("naive-none", 1, first, later, recon=0.3, fid=0.3),
-            row_of("naive-none", 1, first, f"embedding=random loss_on=all {later}", recon=0.4,
-                   fid=0.4),
-            row_of("barlow-jitter", 1, f"views=2 {first}", dataset="own", recon=0.6),
-            row_of("barlow-jitter", 1, first, later, dataset="own", recon=0.8, fid=0.5)]
-    found = [[cell.strip() for cell in line.split("|")[2:9]]
-             for line in tables.departures(rows).splitlines() if line.startswith(("| S", "| own"))]
-    assert found == [["barlow-gauss", "view as it is", "1, 2", "0.150", "", "", ""],
-                     ["barlow-gauss", "zeroed tail", "1, 2", "0.600", "", "", ""],
-                     ["barlow-gauss", "difference", "", "+0.450*", "", "", ""],
-                     ["barlow-gauss", "published", "four", "0.173", "0.587", "0.660", "8.611"],
-                     ["naive-none", "codebook, masked", "1", "0.300", "", "", "0.300"],
-                     ["naive-none", "random, all", "1", "0.400", "", "", "0.400"],
-                     ["naive-none", "difference", "", "+0.100*", "", "", "+0.100"],
-                     ["naive-none", "published", "four", "0.110", "0.503", "0.601", "13.620"],
-                     ["barlow-jitter", "one view", "1", "0.800", "", "", ""],
-                     ["barlow-jitter", "two views", "1", "0.600", "", "", ""],
-                     ["barlow-jitter", "difference", "", "-0.200", "", "", ""]]
+    rows = [
+        row_of("barlow-gauss", 1, recon=9.0),
+        row_of("barlow-gauss", 1, first, later, recon=0.1, fid=0.1),
+        row_of("barlow-gauss", 2, first, recon=0.2),
+        row_of("barlow-gauss", 3, first, recon=9.0),
+        row_of("barlow-gauss+roundtrip", 1, first, recon=0.5),
+        row_of("barlow-gauss+roundtrip", 2, first, recon=0.7),
+        row_of("barlow-slice+roundtrip", 1, first, recon=9.0),
+        row_of("naive-none", 1, first, "cas_epochs=99", recon=9.0),
+        row_of("naive-none", 1, first, later, recon=0.3, fid=0.3),
+        row_of("naive-none", 1, first, f"embedding=random loss_on=all {later}", recon=0.4, fid=0.4),
+        row_of("barlow-jitter", 1, f"views=2 {first}", dataset="own", recon=0.6),
+        row_of("barlow-jitter", 1, first, later, dataset="own", recon=0.8, fid=0.5),
+    ]
+    found = [
+        [cell.strip() for cell in line.split("|")[2:9]]
+        for line in compare.departures(rows).splitlines()
+        if line.startswith(("| S", "| own"))
+    ]
+    assert found == [
+        ["barlow-gauss", "view as it is", "1, 2", "0.150", "", "", ""],
+        ["barlow-gauss", "zeroed tail", "1, 2", "0.600", "", "", ""],
+        ["barlow-gauss", "difference", "", "+0.450*", "", "", ""],
+        ["barlow-gauss", "published", "four", "0.173", "0.587", "0.660", "8.611"],
+        ["naive-none", "codebook, masked", "1", "0.300", "", "", "0.300"],
+        ["naive-none", "random, all", "1", "0.400", "", "", "0.400"],
+        ["naive-none", "difference", "", "+0.100*", "", "", "+0.100"],
+        ["naive-none", "published", "four", "0.110", "0.503", "0.601", "13.620"],
+        ["barlow-jitter", "one view", "1", "0.800", "", "", ""],
+        ["barlow-jitter", "two views", "1", "0.600", "", "", ""],
+        ["barlow-jitter", "difference", "", "-0.200", "", "", ""],
+    ]
 
 
 def test_data_that_lacks_one_series_counts():
     wafer = dict(dataset="Wafer", complete_data=False, n_train=1000)
-    assert tables.is_whole(wafer | dict(n_test=6163))
-    assert not tables.is_whole(wafer | dict(n_test=6162))
-    assert tables.is_whole(dict(dataset="own", complete_data=True))
+    assert is_whole(wafer | dict(n_test=6163))
+    assert not is_whole(wafer | dict(n_test=6162))
+    assert is_whole(dict(dataset="own", complete_data=True))
 
 
 def test_presets_stand_side_by_side_over_the_seeds_of_both():
-    fast, best = (tables.settings(Config(**data.PRESETS[preset], precision="bf16"))
-                  for preset in ("fast", "best"))
-    rows = [row_of("naive-none", 1, *fast, fid=2.0, seconds_evaluate=30.0),
-            row_of("naive-none", 2, *fast, fid=9.0),
-            row_of("naive-none", 1, *best, fid=1.0, seconds_stage2=120.0)]
-    lines = tables.presets(tables.grid(rows)).splitlines()
-    found = [[cell for cell in map(str.strip, line.split("|")[3:-1]) if cell]
-             for line in lines if line.startswith("| Symbols")][:3]
-    assert found == [["fast, bf16", "1", "2.000", "1.500"], ["best, bf16", "1", "1.000", "3.000"],
-                     ["difference", "-1.000", "0.50 times as fast"]]
+    fast, best = (
+        settings(Config(**data.PRESETS[preset], precision="bf16")) for preset in ("fast", "best")
+    )
+    rows = [
+        row_of("naive-none", 1, *fast, fid=2.0, seconds_evaluate=30.0),
+        row_of("naive-none", 2, *fast, fid=9.0),
+        row_of("naive-none", 1, *best, fid=1.0, seconds_stage2=120.0),
+    ]
+    lines = compare.presets(grid(rows)).splitlines()
+    found = [
+        [cell for cell in map(str.strip, line.split("|")[3:-1]) if cell]
+        for line in lines
+        if line.startswith("| Symbols")
+    ][:3]
+    assert found == [
+        ["fast, bf16", "1", "2.000", "1.500"],
+        ["best, bf16", "1", "1.000", "3.000"],
+        ["difference", "-1.000", "0.50 times as fast"],
+    ]
 
 
 def test_cells_of_runs_csv():
     for value in (None, True, False, 3, -3, 0.25, 1e-30):
-        assert tables.from_cell("" if value is None else str(value)) == value
+        assert from_cell("" if value is None else str(value)) == value
 
 
 def test_probing_in_train_mode_moves_a_copy_alone():
@@ -227,35 +370,44 @@ def test_probing_in_train_mode_moves_a_copy_alone():
     x, y = draw(30, 40, dtype=torch.float32), torch.arange(30) % 2
     own = data.Dataset("own", 40, 0.0, 1.0, [0, 1], True, "", x[:20], y[:20], x[20:] * 3, y[20:])
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    moved = tables.probe_in_train_mode(model, own)
+    moved = probes.probe_in_train_mode(model, own)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not model.training
     frozen = ncvqvae.encode_split(model, own.x_test)["errors"].sum(1).mean().item()
-    assert tuple(moved) == tables.PROBES and moved["recon_train_mode"] != pytest.approx(frozen)
+    assert tuple(moved) == PROBES and moved["recon_train_mode"] != pytest.approx(frozen)
 
 
-def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, no_figures):
+def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "draw_figures", lambda *inputs: None)
     run = tmp_path / "own/vibcreg-slice/seed1"
-    m = run_all(run, tiny_config(dataset=own_data(tmp_path), method="vibcreg", augmentation="slice",
-                                 stage1_steps=3, stage2_steps=3))
-    tables.command_probe([run])
-    row, = tables.find_runs([tmp_path])
+    m = run_all(
+        run,
+        tiny_config(
+            dataset=own_data(tmp_path),
+            method="vibcreg",
+            augmentation="slice",
+            stage1_steps=3,
+            stage2_steps=3,
+        ),
+    )
+    probes.command_train_mode([run])
+    (row,) = find_runs([tmp_path])
     assert (row["recon"], row["stage1_steps"]) == (m["recon"], 3)
     assert row["knn_train_mode"] is not None
     assert row["stage1_settings"].startswith("stage1_steps=3 ")
     assert "fcn_epochs=1" in row["later_settings"]
-    (real, reconstructed, conditional), (train, test, drawn) = tables.parts(run)
+    (real, reconstructed, conditional), (train, test, drawn) = probes.parts(run)
     assert real[0] == pytest.approx(0, abs=1e-5)
     assert real[1:] == (m["is_real"], m["fcn_accuracy"])
     assert reconstructed[0] == pytest.approx(m["fid_recon"], rel=1e-3, abs=1e-6)
     assert 0 <= conditional[2] <= 1
     assert [split.sum() for split in (train, test, drawn)] == [pytest.approx(1)] * 3
     assert conditional[3] == pytest.approx(conditional[0], rel=1e-3)  # both have the same shares
-    tables.command_parts([tmp_path])
+    probes.command_parts([tmp_path])
     text = capsys.readouterr().out
     assert "| own/vibcreg-slice/seed1 |  | 1.0" in text and " | 25:25:50 / 25:25:50 / " in text
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    tied = ledger.tie(tmp_path / "tied", run)
+    tied = tied_prior.tie(tmp_path / "tied", run)
     saved = torch.load(tmp_path / "tied/own/vibcreg-slice/seed1/stage2.pt")["state"]
     assert saved["head.2.weight"].equal(saved["embedding.weight"])
     assert tied["prior_loss"] != m["prior_loss"] and tied["fid_recon"] == m["fid_recon"]
@@ -269,17 +421,31 @@ def test_textbook_losses_are_ours():
 
 
 def test_every_figure_across_runs_is_drawn(tmp_path):
-    rows = [row for row in tables.read_rows(tables.RESULTS / "runs.csv")
-            if row["dataset"] == "SonyAIBORobotSurface1"]
-    tables.write_csv(tmp_path / "runs.csv", tables.COLUMNS, rows)
-    (tmp_path / "logs").symlink_to(tables.RESULTS / "logs")
-    across.across(tmp_path)
+    rows = [
+        row for row in read_rows(RESULTS / "runs.csv") if row["dataset"] == "SonyAIBORobotSurface1"
+    ]
+    write_csv(tmp_path / "runs.csv", COLUMNS, rows)
+    (tmp_path / "logs").symlink_to(RESULTS / "logs")
+    thesis_figures.draw_all(tmp_path)
     drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert drawn >= {"gains", "views", "recon", "probes", "samples", "training", "ssl_barlow",
-                     "knn_ssl_vibcreg", "knn_is", "knn_fid", "costs"}
-    assert across.final_ssl(tmp_path, rows[0], "vibcreg") is None
+    assert drawn >= {
+        "gains",
+        "views",
+        "recon",
+        "probes",
+        "samples",
+        "training",
+        "ssl_barlow",
+        "knn_ssl_vibcreg",
+        "knn_is",
+        "knn_fid",
+        "costs",
+    }
+    assert thesis_figures.final_ssl(tmp_path, rows[0], "vibcreg") is None
     (tmp_path / "logs").unlink()
     (tmp_path / "logs").mkdir()
     looks = gzip.compress(b'{"stage": "stage1", "step": 1, "val_recon": 0.5}\n')
-    (tmp_path / "logs" / tables.log_name(rows[0])).write_bytes(looks)
-    assert across.final_ssl(tmp_path, rows[0], rows[0]["method"]) is None  # nothing but looks
+    (tmp_path / "logs" / log_name(rows[0])).write_bytes(looks)
+    assert (
+        thesis_figures.final_ssl(tmp_path, rows[0], rows[0]["method"]) is None
+    )  # nothing but looks
