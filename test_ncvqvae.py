@@ -4,7 +4,18 @@ In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.
 prior (§3.2, §4.1.2), metrics (§2.7), whole runs, faults. An oracle is a slow transcription of the
 equation, in loops and float64, written here.
 """
-import contextlib, copy, dataclasses, functools, json, math, os, random, re, subprocess, sys, time
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +25,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import data, evaluate, ncvqvae, prior
+import data
+import evaluate
+import ncvqvae
+import prior
 from data import Config, InputError
 from ncvqvae import NCVQVAE
 from prior import Prior
@@ -36,18 +50,22 @@ def assert_same_gradient(fast, slow, *inputs):
     inputs = [x.clone().requires_grad_() for x in inputs]
     a, b = fast(*inputs), slow(*inputs)
     torch.testing.assert_close(a, b)
-    for ga, gb in zip(torch.autograd.grad(a, inputs), torch.autograd.grad(b, inputs)):
+    for ga, gb in zip(torch.autograd.grad(a, inputs), torch.autograd.grad(b, inputs), strict=True):
         torch.testing.assert_close(ga, gb)
 
 
 # ---- data (§5.2) ----
 
-ROWS = [("1", [0.0, 1, 2, 3, 4, 5, 6, 7, 8]), ("2", [8.0, 7, 6, 5, 4, 3, 2, 1, 0]),
-        ("1", [0.5, 1, 2, 3, 4, 5, 6, 7, 9])]
+ROWS = [
+    ("1", [0.0, 1, 2, 3, 4, 5, 6, 7, 8]),
+    ("2", [8.0, 7, 6, 5, 4, 3, 2, 1, 0]),
+    ("1", [0.5, 1, 2, 3, 4, 5, 6, 7, 9]),
+]
 
 
-def write_ucr(root, name="Tiny", suffix=".tsv", train=ROWS, test=ROWS, newline="\n",
-              encoding="utf-8"):
+def write_ucr(
+    root, name="Tiny", suffix=".tsv", train=ROWS, test=ROWS, newline="\n", encoding="utf-8"
+):
     """A UCR folder in one of the three formats the archive comes in."""
     folder = Path(root) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,37 +102,73 @@ def test_labels_are_one_class_however_they_are_spelled_and_never_merge(tmp_path)
         d.label(7)
     assert data.parse_label("inf") == "inf" and data.parse_label("1_0") == "1_0"
     big = [str(2**60), str(2**60 + 1)]
-    write_ucr(tmp_path, train=list(zip(big, [x, x[::-1]])), test=list(zip(big, [x, x])))
+    write_ucr(
+        tmp_path,
+        train=list(zip(big, [x, x[::-1]], strict=True)),
+        test=list(zip(big, [x, x], strict=False)),
+    )
     assert data.load_dataset("Tiny", tmp_path).classes == [2**60, 2**60 + 1]
 
 
 LONG = list(range(9))
 BAD_FILES = {
-    "NaN": ([("1", LONG), ("2", [math.nan, *LONG[1:]])], ROWS,
-            r"TRAIN.tsv, series 2 holds NaN or inf"),
-    "inf": (ROWS, [("1", LONG), ("2", [*LONG[:-1], math.inf])],
-            r"TEST.tsv, series 2 holds NaN or inf"),
-    "lengths": ([("1", LONG), ("2", LONG[1:])], ROWS,
-                r"TRAIN.tsv, row 2: .*length 8, not as before"),
-    "word": ([("1", LONG), ("2", ["x", *LONG[1:]])], ROWS,
-             r"TRAIN.tsv, row 2: .*could not convert string to float: 'x'"),
-    "Python's own": ([("1", LONG), ("2", ["1_0", *LONG[1:]])], ROWS,
-                     r"TRAIN.tsv, row 2: .*1_0 is no number"),
+    "NaN": (
+        [("1", LONG), ("2", [math.nan, *LONG[1:]])],
+        ROWS,
+        r"TRAIN.tsv, series 2 holds NaN or inf",
+    ),
+    "inf": (
+        ROWS,
+        [("1", LONG), ("2", [*LONG[:-1], math.inf])],
+        r"TEST.tsv, series 2 holds NaN or inf",
+    ),
+    "lengths": (
+        [("1", LONG), ("2", LONG[1:])],
+        ROWS,
+        r"TRAIN.tsv, row 2: .*length 8, not as before",
+    ),
+    "word": (
+        [("1", LONG), ("2", ["x", *LONG[1:]])],
+        ROWS,
+        r"TRAIN.tsv, row 2: .*could not convert string to float: 'x'",
+    ),
+    "Python's own": (
+        [("1", LONG), ("2", ["1_0", *LONG[1:]])],
+        ROWS,
+        r"TRAIN.tsv, row 2: .*1_0 is no number",
+    ),
     "empty": ([], ROWS, r"TRAIN.tsv: no series"),
     "test label": (ROWS, [("1", LONG), ("3", LONG)], r"TEST.tsv, series 2 has label 3"),
-    "one class": ([("1", LONG), ("1", LONG)], [("1", LONG)] * 2,
-                  r"series 1 has label 1; should be one of at least 2"),
+    "one class": (
+        [("1", LONG), ("1", LONG)],
+        [("1", LONG)] * 2,
+        r"series 1 has label 1; should be one of at least 2",
+    ),
     "one series": (ROWS, ROWS[:1], r"3 train series of 9, 1 test series"),
-    "short": (*[[("1", LONG[:7]), ("2", LONG[:7])]] * 2,
-              r"2 test series of 7 values; each split needs at least 2 series of 8"),
-    "constant": ([("1", [0.1] * 9), ("2", [0.1] * 9)], ROWS,
-                 r"mean 0.1, standard deviation .*: nothing"),
-    "too large": ([("1", [1e200] * 9), ("2", [-1e200] * 9)], ROWS,
-                  r"standard deviation inf: nothing"),
-    "far": (ROWS, [("1", LONG), ("2", [1e60] * 9)],
-            r"TEST.tsv, series 2 lies over 1e9 standard dev"),
-    "split lengths": (ROWS, [("1", LONG + [9]), ("2", LONG + [9])],
-                      r"train series of 9, 2 test series of 10"),
+    "short": (
+        *[[("1", LONG[:7]), ("2", LONG[:7])]] * 2,
+        r"2 test series of 7 values; each split needs at least 2 series of 8",
+    ),
+    "constant": (
+        [("1", [0.1] * 9), ("2", [0.1] * 9)],
+        ROWS,
+        r"mean 0.1, standard deviation .*: nothing",
+    ),
+    "too large": (
+        [("1", [1e200] * 9), ("2", [-1e200] * 9)],
+        ROWS,
+        r"standard deviation inf: nothing",
+    ),
+    "far": (
+        ROWS,
+        [("1", LONG), ("2", [1e60] * 9)],
+        r"TEST.tsv, series 2 lies over 1e9 standard dev",
+    ),
+    "split lengths": (
+        ROWS,
+        [("1", LONG + [9]), ("2", LONG + [9])],
+        r"train series of 9, 2 test series of 10",
+    ),
 }
 
 
@@ -179,20 +233,39 @@ def test_the_digest_tells_every_change_of_the_series_and_labels_of_both_splits(t
     assert len(digests) == 5
 
 
-@pytest.mark.parametrize("arrays,message", [
-    (dict(X_train=np.ones((3, 2, 9)), X_test=np.ones((3, 2, 9))), r"\(3, 2, 9\).* one channel"),
-    (dict(X_train=np.ones((3, 9))), "needs .*'X_test'"),
-    (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=np.ones(3)), "needs .*'y_test'"),
-    (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=[1, 2], y_test=[1, 2, 1]),
-     r"expected \(3,\)"),
-    (dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=[1, 2, 1],
-          y_test=[1, 2, np.nan]),
-     "test, series 3 has label 'nan'"),
-    (dict(X_train=np.full((3, 9), np.nan), X_test=np.ones((3, 9))), "train, series 1 holds NaN"),
-    (dict(X_train=np.ones((3, 9)) * 1j, X_test=np.ones((3, 9))), "complex128"),
-    (dict(X_train=np.array([[1], [1, 2]], dtype=object), X_test=np.ones((3, 9))),
-     "own.npz, X_train: an object array; save X_train.astype"),
-])
+@pytest.mark.parametrize(
+    "arrays,message",
+    [
+        (dict(X_train=np.ones((3, 2, 9)), X_test=np.ones((3, 2, 9))), r"\(3, 2, 9\).* one channel"),
+        (dict(X_train=np.ones((3, 9))), "needs .*'X_test'"),
+        (
+            dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=np.ones(3)),
+            "needs .*'y_test'",
+        ),
+        (
+            dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=[1, 2], y_test=[1, 2, 1]),
+            r"expected \(3,\)",
+        ),
+        (
+            dict(
+                X_train=np.ones((3, 9)),
+                X_test=np.ones((3, 9)),
+                y_train=[1, 2, 1],
+                y_test=[1, 2, np.nan],
+            ),
+            "test, series 3 has label 'nan'",
+        ),
+        (
+            dict(X_train=np.full((3, 9), np.nan), X_test=np.ones((3, 9))),
+            "train, series 1 holds NaN",
+        ),
+        (dict(X_train=np.ones((3, 9)) * 1j, X_test=np.ones((3, 9))), "complex128"),
+        (
+            dict(X_train=np.array([[1], [1, 2]], dtype=object), X_test=np.ones((3, 9))),
+            "own.npz, X_train: an object array; save X_train.astype",
+        ),
+    ],
+)
 def test_bad_own_data_is_refused(tmp_path, arrays, message):
     with pytest.raises(InputError, match=message):
         data.load_dataset(npz(tmp_path / "own.npz", **arrays))
@@ -203,9 +276,14 @@ def test_damaged_npz_files_are_refused(tmp_path):
     np.savez_compressed(path, X_train=np.arange(9000.0).reshape(9, 1000), X_test=np.ones((3, 1000)))
     whole = path.read_bytes()
     np.save(tmp_path / "single.npy", np.ones(3))
-    for content in (b"", b"no zip", whole[:300], whole[:200] + b"\xff" * 40 + whole[240:],
-                    (tmp_path / "single.npy").read_bytes(),
-                    zip_bytes("X_train.npy", "X_test.npy", content=b"?")):
+    for content in (
+        b"",
+        b"no zip",
+        whole[:300],
+        whole[:200] + b"\xff" * 40 + whole[240:],
+        (tmp_path / "single.npy").read_bytes(),
+        zip_bytes("X_train.npy", "X_test.npy", content=b"?"),
+    ):
         path.write_bytes(content)
         with pytest.raises(InputError, match="own.npz"):
             data.load_dataset(str(path))
@@ -217,7 +295,7 @@ def test_two_patterns_has_balanced_classes_and_both_steps():
     assert np.ptp(np.bincount(y.numpy(), minlength=4)) <= 1
     assert torch.equal(x, data.two_patterns(401, 128, seed=3, noise=0.0)[0])
     assert 2 * 16 <= (x != 0).sum(1).min() < 2 * 20  # two steps of an eighth of the length at least
-    for series, label in zip(x, y):
+    for series, label in zip(x, y, strict=True):
         # e.g. down-up, up-down
         jumps = [int(v) for v in series[series != 0].sign().unique_consecutive()]
         first, second = ([-1, 1] if label // 2 else [1, -1]), ([-1, 1] if label % 2 else [1, -1])
@@ -250,8 +328,19 @@ fcn_epochs=0 cas_epochs=-2 validate_epochs=-1 prior_ff_ratio=0""".split()
 def test_a_value_out_of_range_is_refused_in_one_line(tmp_path, capsys, monkeypatch, wrong):
     name, value = wrong.split("=")
     flag = "--" + name.replace("_", "-")
-    monkeypatch.setattr(sys, "argv", ["ncvqvae.py", str(tmp_path / "run"), "--method", "vibcreg",
-                                      "--augmentation", "slice", f"{flag}={value}"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "ncvqvae.py",
+            str(tmp_path / "run"),
+            "--method",
+            "vibcreg",
+            "--augmentation",
+            "slice",
+            f"{flag}={value}",
+        ],
+    )
     with pytest.raises(SystemExit) as stop:
         data.run_command(ncvqvae.main)
     assert flag in str(stop.value.code) and value in str(stop.value.code)
@@ -262,7 +351,9 @@ def test_a_value_out_of_range_is_refused_in_one_line(tmp_path, capsys, monkeypat
 def test_every_field_has_a_help_and_every_number_its_bounds():
     for f in dataclasses.fields(Config):
         if f.type is not str:
-            assert f.metadata["bounds"].accepts(f.default) and not f.metadata["bounds"].accepts(math.nan)
+            assert f.metadata["bounds"].accepts(f.default) and not f.metadata["bounds"].accepts(
+                math.nan
+            )
             assert not f.metadata["bounds"].accepts(str(f.default) + "x")
     parser = data.Parser()
     data.add_flags(parser)
@@ -274,16 +365,21 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
         parser = data.Parser(allow_abbrev=False)
         data.add_flags(parser)
         return data.make_config(parser.parse_args(words))
+
     assert parse().stage1_steps == data.PRESETS["toy"]["stage1_steps"]
     assert parse("--preset", "thesis") == Config()
     assert parse("--dataset", "Symbols") == Config(dataset="Symbols")
-    fast = parse("--dataset", "Symbols", "--preset", "fast", "--stage2-steps", "7",
-                 "--stage1-epochs", "3")
+    fast = parse(
+        "--dataset", "Symbols", "--preset", "fast", "--stage2-steps", "7", "--stage1-epochs", "3"
+    )
     assert (fast.stage1_epochs, fast.stage1_steps) == (3, 0)
     assert (fast.stage2_steps, fast.stage1_lr) == (7, 3e-3)
-    for words, message in ((["--zeta"], "expected one argument"), (["--zet", "1"], "unrecognized"),
-                           (["--seed", "x"], "invalid int"),
-                           (["--preset", "slow"], "invalid choice")):
+    for words, message in (
+        (["--zeta"], "expected one argument"),
+        (["--zet", "1"], "unrecognized"),
+        (["--seed", "x"], "invalid int"),
+        (["--preset", "slow"], "invalid choice"),
+    ):
         with pytest.raises(InputError, match=message):
             parse(*words)
 
@@ -291,23 +387,39 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
 def test_a_result_hangs_on_every_field_up_to_its_own_stage():
     names, config = [f.name for f in dataclasses.fields(Config)], Config(seed=7, fcn_lr=0.5)
     last = dict(stage1="projector_dim", stage2="token_temperature", metrics="fcn_weight_decay")
-    wanted = {result: names[:names.index(name) + 1] for result, name in last.items()}
-    wanted["fcn"] = ["seed", "precision", "fcn_epochs", "fcn_steps", "fcn_batch", "fcn_lr",
-                     "fcn_weight_decay"]
+    wanted = {result: names[: names.index(name) + 1] for result, name in last.items()}
+    wanted["fcn"] = [
+        "seed",
+        "precision",
+        "fcn_epochs",
+        "fcn_steps",
+        "fcn_batch",
+        "fcn_lr",
+        "fcn_weight_decay",
+    ]
     for result, fields in wanted.items():
-        assert config.settings_of(result) == {k: getattr(config, k) for k in fields if k not in (
-            "dataset", "stages", "validate_epochs")}, result
+        assert config.settings_of(result) == {
+            k: getattr(config, k)
+            for k in fields
+            if k not in ("dataset", "stages", "validate_epochs")
+        }, result
 
 
-@pytest.mark.parametrize("fields,message", [
-    (dict(method="nave"), "--method nave"),
-    (dict(method="naive", augmentation="warp"), "none is for naive alone"),
-    (dict(method="barlow"), "none is for naive alone"),
-    (dict(method="barlow", augmentation="wrap"), "wrap: should be names of"),
-    (dict(method="barlow", augmentation="warp+none"), "warp.none: should be names of"),
-    (dict(views=2), "--views 2"), (dict(bands=3), "--bands 3"), (dict(dataset=3), "--dataset 3"),
-    (dict(seed=True), "--seed True"), (dict(seed=1.0), "--seed 1.0"),
-])
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        (dict(method="nave"), "--method nave"),
+        (dict(method="naive", augmentation="warp"), "none is for naive alone"),
+        (dict(method="barlow"), "none is for naive alone"),
+        (dict(method="barlow", augmentation="wrap"), "wrap: should be names of"),
+        (dict(method="barlow", augmentation="warp+none"), "warp.none: should be names of"),
+        (dict(views=2), "--views 2"),
+        (dict(bands=3), "--bands 3"),
+        (dict(dataset=3), "--dataset 3"),
+        (dict(seed=True), "--seed True"),
+        (dict(seed=1.0), "--seed 1.0"),
+    ],
+)
 def test_a_config_that_cannot_train_is_refused(fields, message):
     with pytest.raises(InputError, match=message):
         Config(**fields)
@@ -315,8 +427,10 @@ def test_a_config_that_cannot_train_is_refused(fields, message):
 
 # ---- augmentations (§5.1.1) ----
 
-@pytest.mark.parametrize("spec",
-                         [*data.AUGMENTATIONS, "warp+gauss", "amplitude+flip+slope+phase+jitter"])
+
+@pytest.mark.parametrize(
+    "spec", [*data.AUGMENTATIONS, "warp+gauss", "amplitude+flip+slope+phase+jitter"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_augmentations_keep_shape_dtype_and_seed(spec, dtype):
     x = draw(6, 37, dtype=dtype)
@@ -333,11 +447,13 @@ def test_amplitude_is_one_factor_a_series_and_warp_has_it_first():
     torch.testing.assert_close(factor, factor[:, :1].expand_as(x))
     assert factor[:, 0].std() > 0.05
     g = generator(2)
-    assert torch.equal(data.augment(x, "warp", generator(2)),
-                       data.window_warp(data.amplitude_resize(x, g), g))
+    assert torch.equal(
+        data.augment(x, "warp", generator(2)), data.window_warp(data.amplitude_resize(x, g), g)
+    )
     g = generator(2)  # the first of a name is the first applied
-    assert torch.equal(data.augment(x, "slope+amplitude", generator(2)),
-                       data.amplitude_resize(data.slope(x, g), g))
+    assert torch.equal(
+        data.augment(x, "slope+amplitude", generator(2)), data.amplitude_resize(data.slope(x, g), g)
+    )
 
 
 def test_flip_reverses_time():
@@ -352,8 +468,9 @@ def test_flip_reverses_time():
 def test_phase_is_drawn_per_bin_and_frame(length):
     x = draw(3, length)
     n_fft = 2 ** math.ceil(math.log2(length))
-    angle = -math.pi / 4 + math.pi / 2 * torch.rand(3, n_fft // 2 + 1, length // (n_fft // 4) + 1,
-                                                    generator=generator(), dtype=torch.float64)
+    angle = -math.pi / 4 + math.pi / 2 * torch.rand(
+        3, n_fft // 2 + 1, length // (n_fft // 4) + 1, generator=generator(), dtype=torch.float64
+    )
     window = torch.ones(n_fft, dtype=torch.float64)
     u = torch.stft(x, n_fft, hop_length=n_fft // 4, window=window, return_complex=True)
     turned = u.abs() * torch.exp(1j * (u.angle() + angle))
@@ -367,7 +484,7 @@ def test_roundtrip_is_an_stft_whose_inverse_was_not_told_the_length(length):
     u = torch.stft(x, 32, hop_length=8, window=window, return_complex=True)
     back = torch.istft(u, 32, hop_length=8, window=window)
     expected = torch.zeros_like(x)
-    expected[:, :back.shape[1]] = back
+    expected[:, : back.shape[1]] = back
     torch.testing.assert_close(data.augment(x, "roundtrip"), expected)
     assert (data.augment(x, "roundtrip") == 0).sum(1).tolist() == [length % 8] * 3
 
@@ -382,10 +499,11 @@ def test_window_warp_against_a_loop():
     a = np.floor(torch.rand(B, 1, generator=g, dtype=torch.float64).numpy()[:, 0] * (L - w))
     for b in range(B):
         step = np.ones(L - 1)  # warped time between neighbours
-        step[int(a[b]):int(a[b]) + w] = s[b]
+        step[int(a[b]) : int(a[b]) + w] = s[b]
         tau = np.concatenate([[0], np.cumsum(step)])
-        np.testing.assert_allclose(y[b], np.interp(np.linspace(0, tau[-1], L), tau, x[b]),
-                                   atol=1e-9)
+        np.testing.assert_allclose(
+            y[b], np.interp(np.linspace(0, tau[-1], L), tau, x[b]), atol=1e-9
+        )
     np.testing.assert_allclose(y[:, [0, -1]], x[:, [0, -1]], atol=1e-9)  # end points stay
 
 
@@ -424,6 +542,7 @@ def test_augmentation_moments():
 
 # ---- stage 1 (§4.1.1) ----
 
+
 @pytest.mark.parametrize("length", [8, 15, 24, 84, 131, 500, 577])
 def test_istft_inverts_stft_to_the_exact_length(length):
     x = draw(3, length)
@@ -440,14 +559,24 @@ def test_stft_against_the_fourier_sum():
     for frame in range(11):
         for k in range(5):
             wave = np.exp(-2j * np.pi * k * np.arange(8) / 8)
-            value = (padded[:, 2 * frame:2 * frame + 8] * window * wave).sum(1)
+            value = (padded[:, 2 * frame : 2 * frame + 8] * window * wave).sum(1)
             np.testing.assert_allclose(u[:, 0, k, frame], value.real, atol=1e-12)
             np.testing.assert_allclose(u[:, 1, k, frame], value.imag, atol=1e-12)
 
 
-@pytest.mark.parametrize("length,width,n,frames", [
-    (500, 8, 4, 15), (128, 8, 3, 8), (70, 8, 2, 9), (398, 8, 4, 12), (24, 8, 1, 6), (8, 8, 1, 2),
-    (500, 32, 3, 31), (1024, 8, 6, 8)])
+@pytest.mark.parametrize(
+    "length,width,n,frames",
+    [
+        (500, 8, 4, 15),
+        (128, 8, 3, 8),
+        (70, 8, 2, 9),
+        (398, 8, 4, 12),
+        (24, 8, 1, 6),
+        (8, 8, 1, 2),
+        (500, 32, 3, 31),
+        (1024, 8, 6, 8),
+    ],
+)
 def test_encoder_and_decoder_shapes(length, width, n, frames):
     assert ncvqvae.n_downsampling(length, width) == n
     u = ncvqvae.stft(draw(2, length, dtype=torch.float32), 8)
@@ -459,7 +588,9 @@ def test_encoder_and_decoder_shapes(length, width, n, frames):
 def test_no_column_of_the_padded_series_is_left_without_an_output(monkeypatch):
     """An unread column met memory that nobody wrote: NaN in bf16 on some processors."""
     seen, conv2d = [], F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda x, *a, **k: seen.append(x.shape[3]) or conv2d(x, *a, **k))
+    monkeypatch.setattr(
+        F, "conv2d", lambda x, *a, **k: seen.append(x.shape[3]) or conv2d(x, *a, **k)
+    )
     conv = ncvqvae.HalvingConv(2, 3).double()
     for width in range(2, 600):
         x = draw(1, 2, 5, width)
@@ -505,6 +636,7 @@ def published(u, state, n, frames=None, norm=True):
         h = conv(F.leaky_relu(x, 0.01), padding=1)
         h = batch_norm(h) if norm else h
         return batch_norm(x + conv(F.leaky_relu(h, 0.01)))
+
     for _ in range(n if frames is None else 0):
         u = down(u)
     for _ in range(4):
@@ -520,8 +652,10 @@ def published(u, state, n, frames=None, norm=True):
     return u
 
 
-@pytest.mark.parametrize("where,encoder,decoder", [
-    ("encoder", True, False), ("both", True, True), ("none", False, False)])
+@pytest.mark.parametrize(
+    "where,encoder,decoder",
+    [("encoder", True, False), ("both", True, True), ("none", False, False)],
+)
 def test_batch_norm_in_residual_blocks_is_the_published_one(where, encoder, decoder):
     torch.manual_seed(0)
     config = Config(residual_norm=where) if where != "encoder" else Config()
@@ -551,9 +685,9 @@ def test_quantizer_takes_the_nearest_code_and_passes_the_gradient_straight_throu
     assert torch.equal(z_q, book[idx].permute(0, 3, 1, 2))  # exactly, and from before the update
     torch.testing.assert_close(commitment, (z - z_q.detach()).square().mean())
     weight = draw(2, 3, 5, 4, seed=1)
-    gradient, = torch.autograd.grad((z_q * weight).sum(), z, retain_graph=True)
+    (gradient,) = torch.autograd.grad((z_q * weight).sum(), z, retain_graph=True)
     assert torch.equal(gradient, weight)
-    gradient, = torch.autograd.grad(commitment, z)
+    (gradient,) = torch.autograd.grad(commitment, z)
     torch.testing.assert_close(gradient, 2 * (z - z_q).detach() / z.numel())
 
 
@@ -581,8 +715,16 @@ def test_moving_averages_against_a_loop(count):
 
 
 def tiny_config(**fields):
-    tiny = dict(width=16, projector_dim=64, stage1_batch=8, prior_hidden=32, prior_layers=1,
-                decode_steps=3, fcn_epochs=1, cas_epochs=1)
+    tiny = dict(
+        width=16,
+        projector_dim=64,
+        stage1_batch=8,
+        prior_hidden=32,
+        prior_layers=1,
+        decode_steps=3,
+        fcn_epochs=1,
+        cas_epochs=1,
+    )
     return Config(**tiny | fields)
 
 
@@ -609,8 +751,10 @@ def test_eval_moves_nothing_and_the_order_of_series_changes_nothing():
     torch.testing.assert_close(out["errors"], turned["errors"].flip(0))
     u = ncvqvae.stft(x, 8)
     z_q = model.bands[0].quantizer.lookup(out["tokens"].view(9, 5, -1))
-    errors = [((out["x_hat"] - x) ** 2).mean(1),
-              ((model.bands[0].decoder(z_q, 21) - u) ** 2).mean((1, 2, 3))]
+    errors = [
+        ((out["x_hat"] - x) ** 2).mean(1),
+        ((model.bands[0].decoder(z_q, 21) - u) ** 2).mean((1, 2, 3)),
+    ]
     torch.testing.assert_close(out["errors"], torch.stack(errors, 1))
     assert torch.equal(model.tokens(x), out["tokens"])
     torch.testing.assert_close(model.series(out["tokens"]), out["x_hat"])
@@ -626,8 +770,9 @@ def test_tokens_are_drawn_by_their_distance_where_a_temperature_asks():
     assert torch.equal(model.tokens(x), d2.argmin(-1)[None])
 
 
-WEIGHTS = dict(barlow_lambda=0.02, similarity_weight=3.0, variance_weight=5.0,
-               covariance_weight=7.0)  # all different, none the default
+WEIGHTS = dict(
+    barlow_lambda=0.02, similarity_weight=3.0, variance_weight=5.0, covariance_weight=7.0
+)  # all different, none the default
 
 
 def scaled_ssl_loss(method, p1, p2):
@@ -639,14 +784,21 @@ def scaled_ssl_loss(method, p1, p2):
 
 @pytest.mark.parametrize("method", ["naive", "barlow", "vibcreg"])
 def test_total_loss_is_equation_4_5(method):
-    model = tiny_model(method=method, augmentation="none" if method == "naive" else "slice",
-                       zeta=0.3, beta=0.7, eta=2.0, **WEIGHTS).train()
+    model = tiny_model(
+        method=method,
+        augmentation="none" if method == "naive" else "slice",
+        zeta=0.3,
+        beta=0.7,
+        eta=2.0,
+        **WEIGHTS,
+    ).train()
     x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
     twin = copy.deepcopy(model)
     loss, terms, tokens = model(x, None if method == "naive" else x_aug)
 
     def mse(a, b):
         return ((a - b) ** 2).mean()
+
     band, u = twin.bands[0], ncvqvae.stft(x, 8)
     z = band.encoder(u)
     z_q, indices, _ = band.quantizer(z)
@@ -658,8 +810,8 @@ def test_total_loss_is_equation_4_5(method):
         z_aug = band.encoder(u)  # not quantised, statistics of its own
         u_hat = band.decoder(z_aug, 21)
         expected = expected + 0.3 * (mse(ncvqvae.istft(u_hat, 8, 40), x_aug) + mse(u_hat, u))
-        p1, = twin.projector(torch.cat([z_q.mean((2, 3)), z_q.amax((2, 3))], 1))
-        p2, = twin.projector(torch.cat([z_aug.mean((2, 3)), z_aug.amax((2, 3))], 1))
+        (p1,) = twin.projector(torch.cat([z_q.mean((2, 3)), z_q.amax((2, 3))], 1))
+        (p2,) = twin.projector(torch.cat([z_aug.mean((2, 3)), z_aug.amax((2, 3))], 1))
         ssl = scaled_ssl_loss(method, p1, p2)
         expected = expected + 2.0 * ssl
         torch.testing.assert_close(terms["ssl"], 2.0 * ssl.detach())
@@ -672,8 +824,9 @@ def test_total_loss_is_equation_4_5(method):
 @pytest.mark.parametrize("method", ["barlow", "vibcreg"])
 def test_two_views_are_partners_and_x_is_not_seen(tmp_path, monkeypatch, method):
     """Loss by hand: x_A quantised and decoded, continuous z_A against z_B, x_B not decoded."""
-    model = tiny_model(method=method, augmentation="gauss", views=2, beta=0.7, eta=2.0,
-                       **WEIGHTS).train()
+    model = tiny_model(
+        method=method, augmentation="gauss", views=2, beta=0.7, eta=2.0, **WEIGHTS
+    ).train()
     a, b = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
     twin, cut = copy.deepcopy(model), copy.deepcopy(model)
     loss, terms, _ = model(a, b)
@@ -687,12 +840,13 @@ def test_two_views_are_partners_and_x_is_not_seen(tmp_path, monkeypatch, method)
     expected = recon + 0.7 * F.mse_loss(z_a, z_q.detach()) + 2 * scaled_ssl_loss(method, *p)
     torch.testing.assert_close(loss, expected)
     assert set(terms) == {"recon_time", "recon_freq", "commitment", "ssl"}
-    for (name, x), y in zip(model.state_dict().items(), twin.state_dict().values()):
+    for (name, x), y in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(x, y), name  # BatchNorm saw A, then B
 
     def nothing(self, z):
         codes = torch.zeros(len(z), *z.shape[2:], dtype=torch.int64)
         return torch.zeros_like(z), codes, z.new_zeros(())
+
     monkeypatch.setattr(ncvqvae.VectorQuantizer, "forward", nothing)  # the quantiser cut out
     cut.zero_grad()
     cut.ssl_loss(*(cut.encode(v)[1] for v in (a, b))).backward()
@@ -705,10 +859,12 @@ def test_two_views_are_partners_and_x_is_not_seen(tmp_path, monkeypatch, method)
         if self.training:
             seen.append(x.clone())
         return encode(self, x)
+
     monkeypatch.setattr(NCVQVAE, "encode", spy)
     own = own_data(tmp_path)
-    config = tiny_config(method=method, augmentation="gauss", views=2, stage1_steps=3, dataset=own,
-                         validate_epochs=1)
+    config = tiny_config(
+        method=method, augmentation="gauss", views=2, stage1_steps=3, dataset=own, validate_epochs=1
+    )
     ncvqvae.train_stage1(tmp_path / "r", config)
     x = data.load_dataset(own).x_train
     assert len(seen) == 6 and not any(torch.equal(row, one) for row in torch.cat(seen) for one in x)
@@ -751,19 +907,34 @@ def test_two_bands_are_zero_padded_to_full_height(monkeypatch):
     halves[1, :, :, 1:] = high.decoder(z_q[1], 21)[:, :, 1:]
     torch.testing.assert_close(u_hat, halves.sum(0))
     torch.testing.assert_close(x_hat, sum(ncvqvae.istft(half, 8, 40) for half in halves))
-    torch.testing.assert_close(commitment, sum(F.mse_loss(a, b) for a, b in zip(z, z_q)))
+    torch.testing.assert_close(
+        commitment, sum(F.mse_loss(a, b) for a, b in zip(z, z_q, strict=True))
+    )
     _, terms, _ = model(x)  # the two frequency terms of eq. 3.2
     mine = ((u_low - halves[0]).square().sum() + (u_high - halves[1]).square().sum()) / u.numel()
     torch.testing.assert_close(terms["recon_freq"], mine.detach())
 
 
 def test_every_field_of_a_band_reaches_its_own_part():
-    model = tiny_model(bands=2, latent_width=2, latent_width_high=4, residual_kernel=3, n_codes=5,
-                       ema_decay=0.8, ema_initial_count=0.5)
+    model = tiny_model(
+        bands=2,
+        latent_width=2,
+        latent_width_high=4,
+        residual_kernel=3,
+        n_codes=5,
+        ema_decay=0.8,
+        ema_initial_count=0.5,
+    )
     assert model.sizes == [5 * 2, 5 * 5]  # 21 frames halved three times, and twice
     for band in model.bands:
-        kernels = [[c.kernel_size for c in part.modules() if type(c) is torch.nn.Conv2d
-                    and c.stride == (1, 1)] for part in (band.encoder, band.decoder)]
+        kernels = [
+            [
+                c.kernel_size
+                for c in part.modules()
+                if type(c) is torch.nn.Conv2d and c.stride == (1, 1)
+            ]
+            for part in (band.encoder, band.decoder)
+        ]
         assert kernels == [[(3, 3)] * 8] * 2  # two in each of four residual blocks
         assert (len(band.quantizer.codebook), band.quantizer.decay) == (5, 0.8)
         assert band.quantizer.counts.tolist() == [0.5] * 5
@@ -781,16 +952,23 @@ def test_tokens_and_series_are_each_others_inverse(bands):
     for k, part in enumerate(tokens.split(sizes, 1)):  # each band's ids are its codes'
         assert part.min() >= 32 * k and part.max() < 32 * (k + 1)
     looked_up = model.codebook()[tokens]
-    torch.testing.assert_close(looked_up[:, :sizes[0]].transpose(1, 2), z_q[0].flatten(2))
+    torch.testing.assert_close(looked_up[:, : sizes[0]].transpose(1, 2), z_q[0].flatten(2))
     torch.testing.assert_close(model.series(tokens), model.decode(z_q)[1])
 
 
 def test_the_projector_sees_both_bands():
     model = two_bands(method="barlow", augmentation="slice").train()
-    z, z_aug = ([draw(8, 16, 5, 2, seed=s, dtype=torch.float32),
-                 draw(8, 16, 5, 10, seed=s + 1, dtype=torch.float32)] for s in (0, 5))
-    both = [torch.cat([torch.cat([part.mean((2, 3)), part.amax((2, 3))], 1) for part in side], 1)
-            for side in (z, z_aug)]
+    z, z_aug = (
+        [
+            draw(8, 16, 5, 2, seed=s, dtype=torch.float32),
+            draw(8, 16, 5, 10, seed=s + 1, dtype=torch.float32),
+        ]
+        for s in (0, 5)
+    )
+    both = [
+        torch.cat([torch.cat([part.mean((2, 3)), part.amax((2, 3))], 1) for part in side], 1)
+        for side in (z, z_aug)
+    ]
     assert both[0].shape == (8, 64)
     expected = ncvqvae.barlow_twins_loss(*(model.projector(side)[0] for side in both)) / 64
     torch.testing.assert_close(model.ssl_loss(z, z_aug), expected)
@@ -804,8 +982,13 @@ def banded_prior():
 
 def test_the_prior_of_two_bands_goes_from_low_to_high():
     p = banded_prior()
-    t = torch.cat([torch.randint(0, 5, (4, 3), generator=generator()),
-                   torch.randint(5, 10, (4, 8), generator=generator(1))], 1)
+    t = torch.cat(
+        [
+            torch.randint(0, 5, (4, 3), generator=generator()),
+            torch.randint(5, 10, (4, 8), generator=generator(1)),
+        ],
+        1,
+    )
     y, parts = torch.tensor([0, 1, 2, 1]), t.split([3, 8], 1)
     masks = [prior.mask_tokens(part, generator(2)) for part in parts]
     logits = p(t, torch.cat(masks, 1), y).softmax(-1)
@@ -814,15 +997,18 @@ def test_the_prior_of_two_bands_goes_from_low_to_high():
     low = p(t[:, :3], masks[0], y)  # nothing of the high band is there to be seen
     # the low one is known
     high = p(t, torch.cat([torch.zeros_like(masks[0]), masks[1]], 1), y)[:, 3:]
-    losses = [-v.log_softmax(-1).gather(-1, part[..., None])[..., 0]
-              for v, part in zip((low, high), parts)]
-    of_masked = [loss[mask].mean() for loss, mask in zip(losses, masks)]
+    losses = [
+        -v.log_softmax(-1).gather(-1, part[..., None])[..., 0]
+        for v, part in zip((low, high), parts, strict=True)
+    ]
+    of_masked = [loss[mask].mean() for loss, mask in zip(losses, masks, strict=True)]
     torch.testing.assert_close(prior.band_losses(p, t, masks, y), sum(of_masked) / 2)
     of_all = [loss.mean() for loss in losses]
     torch.testing.assert_close(prior.band_losses(p, t, masks, y, "all"), sum(of_all) / 2)
     calls = []
     handle = p.register_forward_pre_hook(
-        lambda _, inputs: calls.append([v.clone() for v in inputs]))
+        lambda _, inputs: calls.append([v.clone() for v in inputs])
+    )
     out = prior.iterative_decode(p, torch.arange(3), generator(), 4, guidance=1.5)
     handle.remove()
     assert [len(c[0][0]) for c in calls] == [3] * 4 + [11] * 4
@@ -833,8 +1019,16 @@ def test_the_prior_of_two_bands_goes_from_low_to_high():
 
 def test_bands_and_views_compose_through_all_stages(tmp_path):
     run = tmp_path / "own/vibcreg-slice/seed1"
-    config = tiny_config(dataset=own_data(tmp_path), method="vibcreg", augmentation="slice",
-                         bands=2, views=2, stage1_steps=4, stage2_steps=4, token_temperature=1.0)
+    config = tiny_config(
+        dataset=own_data(tmp_path),
+        method="vibcreg",
+        augmentation="slice",
+        bands=2,
+        views=2,
+        stage1_steps=4,
+        stage2_steps=4,
+        token_temperature=1.0,
+    )
     m = run_all(run, config)
     assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
     model = ncvqvae.load_stage1(run)[0]
@@ -859,11 +1053,12 @@ def test_the_maximum_of_tied_codes_sends_its_gradient_to_one_place():
     z.requires_grad_()
     pooled = ncvqvae.pool(z)
     torch.testing.assert_close(pooled, torch.cat([z.mean((2, 3)), z.amax((2, 3))], 1))
-    gradient, = torch.autograd.grad(pooled[:, 3:].sum(), z)
+    (gradient,) = torch.autograd.grad(pooled[:, 3:].sum(), z)
     assert ((gradient == 1).sum((2, 3)) == 1).all() and ((gradient == 0).sum((2, 3)) == 19).all()
 
 
 # ---- losses (§3.3) ----
+
 
 def slow_barlow(z1, z2, lambd=0.005):
     """Eq. 3.7 and 3.8, entry by entry."""
@@ -874,7 +1069,7 @@ def slow_barlow(z1, z2, lambd=0.005):
         for j in range(P):
             lengths = z1[:, i].square().sum().sqrt() * z2[:, j].square().sum().sqrt()
             c = (z1[:, i] * z2[:, j]).sum() / lengths
-            loss = loss + ((1 - c) ** 2 if i == j else lambd * c ** 2)
+            loss = loss + ((1 - c) ** 2 if i == j else lambd * c**2)
     return loss
 
 
@@ -888,20 +1083,30 @@ def slow_vibcreg(z1, z2, similarity=25, variance=25, covariance=100):
 
     def c(z):
         z = [z[:, f] - z[:, f].mean() for f in range(P)]
-        hat = [f / (f ** 2).sum().sqrt() for f in z]
+        hat = [f / (f**2).sum().sqrt() for f in z]
         pairs = [(i, j) for i in range(P) for j in range(P) if i != j]
-        return sum((hat[i] * hat[j]).sum() ** 2 for i, j in pairs) / P ** 2
+        return sum((hat[i] * hat[j]).sum() ** 2 for i, j in pairs) / P**2
+
     s = sum(((z1[b] - z2[b]) ** 2).sum() for b in range(B)) / (B * P)
     return similarity * s + variance * (v(z1) + v(z2)) + covariance * (c(z1) + c(z2))
 
 
-@pytest.mark.parametrize("fast,slow,weights", [
-    (ncvqvae.barlow_twins_loss, slow_barlow, {}), (ncvqvae.vibcreg_loss, slow_vibcreg, {}),
-    (ncvqvae.barlow_twins_loss, slow_barlow, dict(lambd=0.3)),
-    (ncvqvae.vibcreg_loss, slow_vibcreg, dict(similarity=3, variance=5, covariance=7))])
+@pytest.mark.parametrize(
+    "fast,slow,weights",
+    [
+        (ncvqvae.barlow_twins_loss, slow_barlow, {}),
+        (ncvqvae.vibcreg_loss, slow_vibcreg, {}),
+        (ncvqvae.barlow_twins_loss, slow_barlow, dict(lambd=0.3)),
+        (ncvqvae.vibcreg_loss, slow_vibcreg, dict(similarity=3, variance=5, covariance=7)),
+    ],
+)
 def test_ssl_losses_against_their_equations(fast, slow, weights):
-    assert_same_gradient(lambda *z: fast(*z, **weights), lambda *z: slow(*z, **weights),
-                         draw(7, 5), 0.3 * draw(7, 5, seed=1) + 0.3 * draw(7, 5) + 2)
+    assert_same_gradient(
+        lambda *z: fast(*z, **weights),
+        lambda *z: slow(*z, **weights),
+        draw(7, 5),
+        0.3 * draw(7, 5, seed=1) + 0.3 * draw(7, 5) + 2,
+    )
 
 
 def test_identical_views_correlate_fully():
@@ -915,16 +1120,18 @@ def test_iter_norm_against_a_loop_and_towards_exact_whitening():
     def slow(z):
         out = []
         for g in range(2):
-            x = (z[:, 4 * g:4 * g + 4] - z[:, 4 * g:4 * g + 4].mean(0)).T
+            x = (z[:, 4 * g : 4 * g + 4] - z[:, 4 * g : 4 * g + 4].mean(0)).T
             S = x @ x.T / 64 + 1e-5 * torch.eye(4, dtype=z.dtype)
             P = torch.eye(4, dtype=z.dtype)
             for _ in range(5):
                 P = (3 * P - torch.linalg.matrix_power(P, 3) @ (S / S.trace())) / 2
             out.append((P @ x).T / S.trace().sqrt())
         return torch.cat(out, 1)
+
     weight = draw(64, 8, seed=2)
-    assert_same_gradient(lambda z: (ncvqvae.iter_norm(z, 2) * weight).sum(),
-                         lambda z: (slow(z) * weight).sum(), z)
+    assert_same_gradient(
+        lambda z: (ncvqvae.iter_norm(z, 2) * weight).sum(), lambda z: (slow(z) * weight).sum(), z
+    )
     distances = []
     for T in (1, 5, 10):
         w = ncvqvae.iter_norm(z, 1, iterations=T, eps=0.0)
@@ -941,27 +1148,33 @@ def test_projector_whitens_groups_of_64_then_scales_and_shifts():
     for linear in projector.linears[:2]:
         h = linear(h)
         h = ((h - h.mean(0)) / (h.var(0, unbiased=False) + 1e-5).sqrt()).relu()
-    whitened = torch.cat([ncvqvae.iter_norm(part, 1)
-                          for part in projector.linears[2](h).split(64, 1)], 1)
-    torch.testing.assert_close(projector(x)[0], whitened * projector.scale + projector.shift,
-                               atol=2e-4, rtol=2e-3)
+    whitened = torch.cat(
+        [ncvqvae.iter_norm(part, 1) for part in projector.linears[2](h).split(64, 1)], 1
+    )
+    torch.testing.assert_close(
+        projector(x)[0], whitened * projector.scale + projector.shift, atol=2e-4, rtol=2e-3
+    )
 
 
 def test_projector_keeps_the_views_statistics_apart():
     torch.manual_seed(0)
     p = ncvqvae.Projector(10, 64, whiten=True)
     a, b = draw(6, 10, dtype=torch.float32), 5 + 3 * draw(6, 10, seed=1, dtype=torch.float32)
-    for together, alone in zip(p(a, b), (*p(a), *p(b))):
+    for together, alone in zip(p(a, b), (*p(a), *p(b)), strict=True):
         torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
-
 
 
 # ---- prior (§3.2, §4.1.2) ----
 
+
 def tiny_prior(K=7, N=10, classes=3, **fields):
     torch.manual_seed(0)
-    return Prior(Config(prior_hidden=32, prior_layers=2, **fields),
-                 draw(K, 8, seed=5, dtype=torch.float32), [N], classes)
+    return Prior(
+        Config(prior_hidden=32, prior_layers=2, **fields),
+        draw(K, 8, seed=5, dtype=torch.float32),
+        [N],
+        classes,
+    )
 
 
 def test_mask_tokens_counts_and_mean_share():
@@ -969,7 +1182,7 @@ def test_mask_tokens_counts_and_mean_share():
     mask = prior.mask_tokens(torch.zeros(30000, N, dtype=torch.int64), generator(5))
     g = generator(5)
     r = 1 - torch.rand(30000, 1, generator=g)
-    for count, v in zip(mask.sum(1).tolist(), r[:, 0].tolist()):
+    for count, v in zip(mask.sum(1).tolist(), r[:, 0].tolist(), strict=True):
         share = math.cos(math.pi * v / 2) * N  # in float32 a rounding away
         assert max(1, math.ceil(share - 1e-5)) <= count <= max(1, math.ceil(share + 1e-5))
     big = prior.mask_tokens(torch.zeros(30000, 400, dtype=torch.int64), generator(6))
@@ -981,8 +1194,13 @@ def test_attention_is_every_devices_attention():
     block, h = prior.Block(32, 2, 1).double(), draw(3, 7, 32)
     block.norm1.weight.data.fill_(2.0)
     qkv = block.qkv(block.norm1(h)).view(3, 7, 3, 2, 16)
-    a = torch.stack([F.scaled_dot_product_attention(*(qkv[:, :, i, head] for i in range(3)))
-                     for head in range(2)], dim=2)
+    a = torch.stack(
+        [
+            F.scaled_dot_product_attention(*(qkv[:, :, i, head] for i in range(3)))
+            for head in range(2)
+        ],
+        dim=2,
+    )
     expected = h + block.out(a.reshape(3, 7, 32))
     torch.testing.assert_close(block(h), expected + block.ff(block.norm2(expected)))
 
@@ -991,8 +1209,13 @@ def test_the_prior_is_the_published_chain_of_layers():
     """Embedding or mask vector, class in front, positions, LayerNorms around the blocks, head."""
     p, t = tiny_prior().double(), torch.randint(0, 7, (2, 10), generator=generator())
     mask, y = prior.mask_tokens(t, generator(1)), torch.tensor([0, 3])
-    e = torch.stack([p.mask_vector if mask[b, i] else p.embedding.weight[t[b, i]]
-                     for b in range(2) for i in range(10)]).view(2, 10, 8)
+    e = torch.stack(
+        [
+            p.mask_vector if mask[b, i] else p.embedding.weight[t[b, i]]
+            for b in range(2)
+            for i in range(10)
+        ]
+    ).view(2, 10, 8)
     h = torch.cat([p.classes.weight[y][:, None], e], 1) + p.positions
     h = p.to_hidden(F.layer_norm(h, (8,), p.norm_in.weight, p.norm_in.bias))
     for block in p.blocks:
@@ -1033,14 +1256,20 @@ def test_masked_cross_entropy_against_a_loop():
     mask = prior.mask_tokens(t, generator(1))
 
     def slow(logits):
-        total = [-(logits[b, i].exp() / logits[b, i].exp().sum()).log()[t[b, i]]
-                 for b in range(3) for i in range(4) if mask[b, i]]
+        total = [
+            -(logits[b, i].exp() / logits[b, i].exp().sum()).log()[t[b, i]]
+            for b in range(3)
+            for i in range(4)
+            if mask[b, i]
+        ]
         return sum(total) / len(total)
+
     assert_same_gradient(lambda x: prior.masked_cross_entropy(x, t, mask), slow, logits)
 
 
 class Recorder(torch.nn.Module):
     """A prior that prefers token (position mod K), and notes what it is asked."""
+
     def __init__(self, K=5, N=12):
         super().__init__()
         self.n_tokens, self.sizes, self.no_class, self.K, self.calls = N, [N], 3, K, []
@@ -1067,8 +1296,9 @@ def test_decoding_follows_the_schedule_and_never_changes_what_it_knows(N, T, B):
 def test_decoding_fills_in_around_known_tokens():
     known = torch.randint(0, 5, (4, 12), generator=generator())
     mask = prior.mask_tokens(known, generator(1))
-    out = prior.iterative_decode(Recorder(), torch.zeros(4, dtype=torch.int64), generator(), 10,
-                                 4.0, 1.0, known, mask)
+    out = prior.iterative_decode(
+        Recorder(), torch.zeros(4, dtype=torch.int64), generator(), 10, 4.0, 1.0, known, mask
+    )
     assert torch.equal(out[~mask], known[~mask])
 
 
@@ -1078,9 +1308,11 @@ def test_without_noise_the_least_confident_are_masked_again():
             super().forward(tokens, mask, labels)
             possible = torch.arange(12) < 12 - torch.arange(12)[:, None]
             return torch.where(possible, 0.0, -1e9).expand(len(tokens), -1, -1)
+
     p = Ladder(K=12)
-    prior.iterative_decode(p, torch.zeros(1, dtype=torch.int64), generator(), 4,
-                           choice_temperature=0.0)
+    prior.iterative_decode(
+        p, torch.zeros(1, dtype=torch.int64), generator(), 4, choice_temperature=0.0
+    )
     for t, (_, mask, _) in enumerate(p.calls):
         masked = math.floor(math.cos(math.pi / 2 * t / 4) * 12)
         assert mask[0].tolist() == [True] * masked + [False] * (12 - masked)
@@ -1091,8 +1323,9 @@ def test_guidance_extrapolates_from_the_unconditional_logits_in_one_pass():
     t, y = torch.randint(0, 7, (2, 10), generator=generator()), torch.tensor([0, 2])
     mask = prior.mask_tokens(t, generator(1))
     conditional, nothing = p(t, mask, y), p(t, mask, torch.tensor([3, 3]))
-    torch.testing.assert_close(prior.guided_logits(p, t, mask, y, 2.5),
-                               nothing + 2.5 * (conditional - nothing))
+    torch.testing.assert_close(
+        prior.guided_logits(p, t, mask, y, 2.5), nothing + 2.5 * (conditional - nothing)
+    )
     torch.testing.assert_close(prior.guided_logits(p, t, mask, y, 1.0), conditional)
     r = Recorder()
     t = torch.zeros(2, r.n_tokens, dtype=torch.int64)
@@ -1103,8 +1336,9 @@ def test_guidance_extrapolates_from_the_unconditional_logits_in_one_pass():
 def test_gumbel_noise_makes_the_argmax_a_draw():
     p = torch.tensor([0.5, 0.3, 0.2])
     drawn = (p.log() + prior.gumbel((60000, 3), generator(), "cpu")).argmax(1)
-    torch.testing.assert_close(torch.bincount(drawn).double() / 60000, p.double(), atol=0.01,
-                               rtol=0)
+    torch.testing.assert_close(
+        torch.bincount(drawn).double() / 60000, p.double(), atol=0.01, rtol=0
+    )
 
 
 def test_noise_on_the_confidence_has_the_sign_of_gumbel_s_and_falls_to_zero():
@@ -1116,9 +1350,11 @@ def test_noise_on_the_confidence_has_the_sign_of_gumbel_s_and_falls_to_zero():
         def forward(self, tokens, mask, labels):
             super().forward(tokens, mask, labels)
             return logits.expand(len(tokens), -1, -1)
+
     p, g, steps, log_p = Fixed(N=40), generator(3), 4, logits.log_softmax(-1).expand(2, -1, -1)
-    out = prior.iterative_decode(p, torch.zeros(2, dtype=torch.int64), generator(3), steps,
-                                 choice_temperature=4.0)
+    out = prior.iterative_decode(
+        p, torch.zeros(2, dtype=torch.int64), generator(3), steps, choice_temperature=4.0
+    )
     mask, tokens = torch.ones(2, 40, dtype=torch.bool), torch.zeros(2, 40, dtype=torch.int64)
     for t in range(steps):
         assert torch.equal(p.calls[t][1], mask) and torch.equal(p.calls[t][0], tokens)
@@ -1140,6 +1376,7 @@ def test_every_series_keeps_its_class_through_sampling():
 
         def forward(self, tokens, mask, labels):
             return (60.0 * F.one_hot(labels, 4))[:, None].expand(-1, self.n_tokens, -1)
+
     model = tiny_model().eval()
     N = model.tokens(torch.zeros(1, 40)).shape[1]
     labels = torch.randint(0, 4, (600,), generator=generator())  # three batches
@@ -1148,6 +1385,7 @@ def test_every_series_keeps_its_class_through_sampling():
 
 
 # ---- metrics (§2.7) ----
+
 
 def test_frechet_distance_has_the_closed_form_and_survives_singular_covariances():
     rng = np.random.default_rng(0)
@@ -1158,7 +1396,8 @@ def test_frechet_distance_has_the_closed_form_and_survives_singular_covariances(
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * roots
     assert evaluate.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
     assert evaluate.frechet_distance(a[:, :1], 2 * a[:, :1] + 3) == pytest.approx(
-        (a[:, 0].mean() + 3) ** 2 + a[:, 0].var(ddof=1), rel=1e-6)  # (mu1-mu2)^2 + (sd1-sd2)^2
+        (a[:, 0].mean() + 3) ** 2 + a[:, 0].var(ddof=1), rel=1e-6
+    )  # (mu1-mu2)^2 + (sd1-sd2)^2
     flat = np.column_stack([a[:5, 0], np.zeros(5)])
     assert evaluate.frechet_distance(flat, flat) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError):
@@ -1175,7 +1414,7 @@ def test_inception_score_of_hand_examples():
     p = np.array([[0.9, 0.1], [0.3, 0.7]])
     kl = [sum(p[i, k] * math.log(p[i, k] / p[:, k].mean()) for k in range(2)) for i in range(2)]
     assert evaluate.inception_score(p, splits=1) == pytest.approx(math.exp(sum(kl) / 2))
-    sorted_by_class = (4 * np.eye(4)[np.arange(90) // 30] + draw(90, 4).numpy())
+    sorted_by_class = 4 * np.eye(4)[np.arange(90) // 30] + draw(90, 4).numpy()
     p = np.exp(sorted_by_class) / np.exp(sorted_by_class).sum(1, keepdims=True)
     # shuffled before the ten splits
     assert evaluate.inception_score(p) == pytest.approx(slow_is(p), rel=1e-9)
@@ -1184,9 +1423,11 @@ def test_inception_score_of_hand_examples():
 def test_probe_scales_by_the_train_split_and_scores_the_test_split(monkeypatch):
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.svm import SVC
+
     rng, pipelines, make = np.random.default_rng(0), [], evaluate.make_pipeline
-    monkeypatch.setattr(evaluate, "make_pipeline",
-                        lambda *steps: pipelines.append(make(*steps)) or pipelines[-1])
+    monkeypatch.setattr(
+        evaluate, "make_pipeline", lambda *steps: pipelines.append(make(*steps)) or pipelines[-1]
+    )
     z = rng.standard_normal((60, 4)) * [1, 100, 1, 1]
     y = (z[:, 0] > 0).astype(int)  # told by a feature that scaling rescues
     knn, svm = evaluate.probe(z[:40], y[:40], z[40:], y[40:])
@@ -1198,8 +1439,9 @@ def test_probe_scales_by_the_train_split_and_scores_the_test_split(monkeypatch):
     z, y = rng.standard_normal((600, 6)), rng.integers(0, 3, 600)  # noise: every detail decides
     low, high = z[:300].min(0), z[:300].max(0)
     scores = evaluate.probe(z[:300], y[:300], z[300:], y[300:])
-    for score, pipeline, classifier in zip(scores, pipelines[2:], (
-            KNeighborsClassifier(5), SVC(kernel="linear", C=1.0))):
+    for score, pipeline, classifier in zip(
+        scores, pipelines[2:], (KNeighborsClassifier(5), SVC(kernel="linear", C=1.0)), strict=True
+    ):
         scaled = pipeline[0].transform(z)
         np.testing.assert_allclose(scaled, 2 * (z - low) / (high - low) - 1, atol=1e-12)
         assert score == classifier.fit(scaled[:300], y[:300]).score(scaled[300:], y[300:])
@@ -1212,6 +1454,7 @@ def test_samples_nearer_to_train_series_than_new_ones_hint_at_memorising(tmp_pat
     def said(x, x_hat=None):
         out = evaluate.score_samples(x, None, None, d, Config(), tmp_path, x_hat)
         return out, capsys.readouterr().err
+
     assert said(d.x_test) == ({"nn_ratio": 1.0}, "")
     out, text = said(d.x_train)
     assert out == {"nn_ratio": 0.0} and "nn_ratio 0.00 < 0.50, half of what test" in text
@@ -1236,10 +1479,17 @@ def slow_prdc(real, fake, k=5):
         for i, centre in enumerate(centres):
             others = [distance(centre, c) for j, c in enumerate(centres) if j != i]
             radii.append(sorted(others)[k - 1])
-        return np.array([[distance(c, p) <= r for p in points] for c, r in zip(centres, radii)])
+        return np.array(
+            [[distance(c, p) <= r for p in points] for c, r in zip(centres, radii, strict=True)]
+        )
+
     in_real, in_fake = hits(real, fake), hits(fake, real)
-    return dict(precision=in_real.any(0).mean(), recall=in_fake.any(0).mean(),
-                density=in_real.sum() / (k * len(fake)), coverage=in_real.any(1).mean())
+    return dict(
+        precision=in_real.any(0).mean(),
+        recall=in_fake.any(0).mean(),
+        density=in_real.sum() / (k * len(fake)),
+        coverage=in_real.any(1).mean(),
+    )
 
 
 def test_precision_recall_density_and_coverage_against_loops():
@@ -1267,6 +1517,7 @@ def test_few_samples_are_judged_beside_as_few_real_ones(tmp_path, capsys):
         command(evaluate, "samples", npz(tmp_path / "peer.npz", **arrays), *flags)
         said = capsys.readouterr()
         return json.loads(said.out), said.err
+
     os.environ["OUT"] = str(tmp_path / "runs")
     try:
         few, warned = score(X=real[:8], y=["up", "down"] * 4)
@@ -1278,15 +1529,17 @@ def test_few_samples_are_judged_beside_as_few_real_ones(tmp_path, capsys):
     assert "class flat of own is not in y: no CAS" in warned and few["cas"] is None
     assert whole["cas"] is not None and whole["cas_real"] == few["cas_real"]
     fcn, file, steps = evaluate.dataset_fcn(
-        tmp_path / "runs/own", d, Config(seed=0, fcn_steps=5, cas_steps=7, fcn_batch=20))
+        tmp_path / "runs/own", d, Config(seed=0, fcn_steps=5, cas_steps=7, fcn_batch=20)
+    )
     assert few["classifier"] == dict(file=str(file), steps=5, accuracy=few["fcn_accuracy"])
     assert steps == 5
     features, p = evaluate.classify(fcn, d.x_test)
     chosen = np.random.default_rng(0).choice(24, 8, replace=False)
     floor, _ = evaluate.classify(fcn, d.x_train[chosen])
     assert few["fid_floor"] == pytest.approx(slow_fid(floor, features), rel=1e-4)
-    assert few["is_real"] == pytest.approx(evaluate.inception_score(
-        p[np.random.default_rng(0).permutation(300)[:8]]))
+    assert few["is_real"] == pytest.approx(
+        evaluate.inception_score(p[np.random.default_rng(0).permutation(300)[:8]])
+    )
     assert many["is_real"] == pytest.approx(slow_is(p)) and few["is_real"] < many["is_real"]
     assert few["precision"] == 1 and few["coverage"] < many["coverage"] == 1
 
@@ -1297,8 +1550,9 @@ def test_cas_of_real_series_has_the_training_of_cas(tmp_path):
     config = tiny_config(cas_epochs=2, fcn_batch=10, fcn_epochs=3)  # 2 epochs of 5 batches
     x, labels = draw(50, 31, dtype=torch.float32), torch.arange(50) % 3
     out = evaluate.score_samples(x, x, labels, d, config, tmp_path / "own/r/s")
-    again, training = evaluate.train_fcn(d.x_train, d.y_train, 3, Config(
-        seed=0, fcn_steps=10, fcn_batch=10), tmp_path, "again")
+    again, training = evaluate.train_fcn(
+        d.x_train, d.y_train, 3, Config(seed=0, fcn_steps=10, fcn_batch=10), tmp_path, "again"
+    )
     assert training.total_steps == 10
     p = evaluate.classify(again, d.x_test)[1]
     assert out["cas_real"] == evaluate.accuracy(p, d.y_test)
@@ -1313,6 +1567,7 @@ def test_nearest_neighbour_ratio_and_code_usage():
 
     def nearest(a):
         return np.mean([min(float((s - t).norm()) for t in train) for s in a])
+
     ratio = evaluate.nearest_neighbour_ratio(fake, train, test)
     assert ratio == pytest.approx(nearest(fake) / nearest(test))
     many = draw(300, 50, dtype=torch.float32) + 1e3
@@ -1320,9 +1575,18 @@ def test_nearest_neighbour_ratio_and_code_usage():
     assert evaluate.code_usage(torch.tensor([[0, 0, 3, 3]]), 8) == (2, pytest.approx(2.0))
 
 
-@pytest.mark.parametrize("counts,total", [
-    ([7, 2, 1], 1000), ([2, 1], 1000), ([400, *[1] * 59], 1000), ([1] * 60, 1000),
-    ([998, 1, 1], 1000), ([3, 5, 8], 16), ([1] * 1200, 1200)])
+@pytest.mark.parametrize(
+    "counts,total",
+    [
+        ([7, 2, 1], 1000),
+        ([2, 1], 1000),
+        ([400, *[1] * 59], 1000),
+        ([1] * 60, 1000),
+        ([998, 1, 1], 1000),
+        ([3, 5, 8], 16),
+        ([1] * 1200, 1200),
+    ],
+)
 def test_class_counts_add_up_to_what_was_asked(counts, total):
     y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = prior.class_proportions(y[torch.randperm(len(y), generator=generator())], total)
@@ -1351,6 +1615,7 @@ def test_figures_of_a_collapsed_latent_space(tmp_path):
 def test_a_drawing_that_fails_is_a_warning_and_costs_no_number(tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("no font\nat all")
+
     monkeypatch.setattr(evaluate, "draw_latents", fail)
     run = tmp_path / "own/naive-none/seed1"
     m = run_all(run, tiny_config(stage1_steps=1, stages=1, dataset=own_data(tmp_path)))
@@ -1362,7 +1627,10 @@ def test_a_drawing_that_fails_is_a_warning_and_costs_no_number(tmp_path, monkeyp
 def test_fcn_has_the_published_padding_and_learns(tmp_path):
     convs = [c[0] for c in evaluate.FCN(3).convs]
     assert [(c.in_channels, c.out_channels, c.kernel_size) for c in convs] == [
-        (1, 128, (1, 8)), (128, 256, (1, 5)), (256, 128, (1, 3))]
+        (1, 128, (1, 8)),
+        (128, 256, (1, 5)),
+        (256, 128, (1, 3)),
+    ]
     torch.manual_seed(0)
     fcn, x = evaluate.FCN(3).double().eval(), draw(2, 21)
     h = x[:, None]
@@ -1384,22 +1652,31 @@ def test_fcn_has_the_published_padding_and_learns(tmp_path):
 
 # ---- whole runs ----
 
-TINY = ("--width=16 --projector-dim=64 --stage1-steps=6 --stage1-batch=10 --stage2-steps=6 "
-        "--stage2-batch=10 --prior-hidden=32 --prior-layers=1 --decode-steps=3 --fcn-epochs=2 "
-        "--cas-epochs=1").split()
+TINY = (
+    "--width=16 --projector-dim=64 --stage1-steps=6 --stage1-batch=10 --stage2-steps=6 "
+    "--stage2-batch=10 --prior-hidden=32 --prior-layers=1 --decode-steps=3 --fcn-epochs=2 "
+    "--cas-epochs=1"
+).split()
 
 
 def shell(*arguments, cwd, **env):
-    env = {**os.environ, "PYTHON": sys.executable, "OUT": str(Path(cwd) / "runs"),
-           "OMP_NUM_THREADS": "1", "DEVICE": "cpu", **env}
-    return subprocess.run(["bash", str(HERE / "run.sh"), *arguments], cwd=cwd, env=env,
-                          capture_output=True, text=True)
+    env = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "OUT": str(Path(cwd) / "runs"),
+        "OMP_NUM_THREADS": "1",
+        "DEVICE": "cpu",
+        **env,
+    }
+    return subprocess.run(
+        ["bash", str(HERE / "run.sh"), *arguments], cwd=cwd, env=env, capture_output=True, text=True
+    )
 
 
 def own_data(folder, labels=True, length=31, n_test=16, name="own.npz"):
     rng = np.random.default_rng(0)
     x = 50 + 3 * rng.standard_normal((24 + n_test, length)).cumsum(1)
-    y = np.array(["up", "down", "flat", "up"] * 99)[:24 + n_test]
+    y = np.array(["up", "down", "flat", "up"] * 99)[: 24 + n_test]
     ys = dict(y_train=y[:24], y_test=y[24:][::-1]) if labels else {}  # no row like the other's
     return npz(Path(folder) / name, X_train=x[:24], X_test=x[24:], **ys)
 
@@ -1425,19 +1702,32 @@ def test_a_tiny_run_end_to_end(tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/my own/vibcreg-warp+gauss/seed1"
     m = json.loads((run / "metrics.json").read_text())
-    assert tuple(m)[:len(evaluate.METRICS)] == evaluate.METRICS
+    assert tuple(m)[: len(evaluate.METRICS)] == evaluate.METRICS
     assert all(m[k] is not None for k in evaluate.METRICS)
     assert {f.name for f in (run / "figures").iterdir()} == {
-        f"{n}.png" for n in ("reconstructions", "latents", "losses", "samples", "generated")}
+        f"{n}.png" for n in ("reconstructions", "latents", "losses", "samples", "generated")
+    }
     first = json.loads((run / "log.jsonl").read_text().splitlines()[0])
     assert first["argv"] and first["torch"] and first["device"] and len(first["sha256"]) == 64
     assert not list(tmp_path.rglob("*.resume.pt")) and not list(tmp_path.rglob("*.tmp"))
     assert "| my own/vibcreg-warp+gauss/seed1 |" in done.stdout and "fid_recon" in done.stdout
     assert "is_real" in done.stdout
-    before = {p: p.stat().st_mtime_ns for p in run.rglob("*.*")
-              if p.name not in ("config.json", ".lock")}
-    command(ncvqvae, run, "--dataset", words[0], "--method", "vibcreg", "--augmentation",
-            "warp+gauss", *TINY, "--stages", "1")  # less is asked: nothing is lost
+    before = {
+        p: p.stat().st_mtime_ns for p in run.rglob("*.*") if p.name not in ("config.json", ".lock")
+    }
+    command(
+        ncvqvae,
+        run,
+        "--dataset",
+        words[0],
+        "--method",
+        "vibcreg",
+        "--augmentation",
+        "warp+gauss",
+        *TINY,
+        "--stages",
+        "1",
+    )  # less is asked: nothing is lost
     command(prior, "train", run)
     command(evaluate, "run", run)
     assert capsys.readouterr().err.count("finished before") == 2
@@ -1459,7 +1749,7 @@ def slow_is(p):
     """Eq. 2.19, in ten shuffled splits."""
     scores = []
     for part in np.array_split(p[np.random.default_rng(0).permutation(len(p))], 10):
-        pairs = [(v, m) for row in part for v, m in zip(row, part.mean(0)) if v > 0]
+        pairs = [(v, m) for row in part for v, m in zip(row, part.mean(0), strict=True) if v > 0]
         scores.append(math.exp(sum(v * math.log(v / m) for v, m in pairs) / len(part)))
     return sum(scores) / 10
 
@@ -1467,24 +1757,46 @@ def slow_is(p):
 def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_figures):
     """Which split, mode, samples, labels and classifier: recomputed from the files."""
     run = tmp_path / "own/vibcreg-slice/seed3"
-    config = tiny_config(dataset=own_data(tmp_path, n_test=200), method="vibcreg",
-                         augmentation="slice", seed=3, stage1_steps=40, stage1_lr=3e-3,
-                         stage2_steps=20, fcn_epochs=3, fcn_lr=1e-2, cas_epochs=2, decode_steps=4,
-                         choice_temperature=2.0, guidance=1.5)
+    config = tiny_config(
+        dataset=own_data(tmp_path, n_test=200),
+        method="vibcreg",
+        augmentation="slice",
+        seed=3,
+        stage1_steps=40,
+        stage1_lr=3e-3,
+        stage2_steps=20,
+        fcn_epochs=3,
+        fcn_lr=1e-2,
+        cas_epochs=2,
+        decode_steps=4,
+        choice_temperature=2.0,
+        guidance=1.5,
+    )
     with np.load(config.dataset) as f:  # other shares of the classes in the test split
         words = np.where(np.arange(200) < 90, "down", f["y_test"])
         np.savez(config.dataset, **{**f, "y_test": words})
     ncvqvae.train_stage1(run, config)
     prior.train_stage2(run)
     second, asked, sample = data.load_checkpoint(run / "stage2.pt"), [], prior.sample
-    monkeypatch.setattr(evaluate, "sample", lambda p, m, labels, *rest: asked.append(labels)
-                        or sample(p, m, labels, *rest))
+    monkeypatch.setattr(
+        evaluate,
+        "sample",
+        lambda p, m, labels, *rest: asked.append(labels) or sample(p, m, labels, *rest),
+    )
     judged = {}  # what was counted, voted on or ranked: rounding may move that, here it is the same
-    for name in ("encode_split", "probe", "prior_loss", "accuracy",
-                 "precision_recall_density_coverage"):
-        def spy(*inputs, name=name, judge=getattr(evaluate, name)):
+    for name in (
+        "encode_split",
+        "probe",
+        "prior_loss",
+        "accuracy",
+        "precision_recall_density_coverage",
+    ):
+        judge = getattr(evaluate, name)
+
+        def spy(*inputs, name=name, judge=judge):
             judged.setdefault(name, []).append((*inputs, judge(*inputs)))
             return judged[name][-1][-1]
+
         monkeypatch.setattr(evaluate, name, spy)
     m = evaluate.evaluate_run(run)
     monkeypatch.undo()
@@ -1501,7 +1813,9 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     model.load_state_dict(saved["state"])
     model.eval()
     band, pooled, ids = model.bands[0], {}, {}
-    encoded = {s: call[-1] for s, call in zip(("train", "test"), judged["encode_split"])}
+    encoded = {
+        s: call[-1] for s, call in zip(("train", "test"), judged["encode_split"], strict=True)
+    }
     for split in x:
         u = ncvqvae.stft(x[split], 8)
         z = band.encoder(u)
@@ -1514,12 +1828,16 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     u_hat = band.decoder(z_q.transpose(1, 2).unflatten(2, z.shape[2:]), u.shape[3])
     x_hat = ncvqvae.istft(u_hat, 8, 31).detach()
     errors = ((x_hat - x["test"]) ** 2).mean(1), ((u_hat - u) ** 2).mean((1, 2, 3)).detach()
-    expected = dict(recon_time=errors[0].mean(), recon_timefreq=errors[1].mean(),
-                    recon=sum(errors).mean(), recon_last_batch=sum(errors)[128:].mean(),
-                    codes_used=len(tokens.unique()))
+    expected = dict(
+        recon_time=errors[0].mean(),
+        recon_timefreq=errors[1].mean(),
+        recon=sum(errors).mean(),
+        recon_last_batch=sum(errors)[128:].mean(),
+        codes_used=len(tokens.unique()),
+    )
     share = torch.bincount(tokens.flatten()).double() / tokens.numel()
     expected["perplexity"] = math.exp(-sum(v * math.log(v) for v in share.tolist() if v))
-    (z_train, y_train, z_test, y_test, scores), = judged["probe"]
+    ((z_train, y_train, z_test, y_test, scores),) = judged["probe"]
     torch.testing.assert_close([z_train, z_test], [pooled["train"], pooled["test"]])
     assert (y_train.tolist(), y_test.tolist()) == (y["train"].tolist(), y["test"].tolist())
     expected["knn"], expected["svm"] = scores
@@ -1550,64 +1868,143 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
     fcn = evaluate.FCN(3)
     fcn.load_state_dict(state)
     fcn.eval()
-    again, _ = evaluate.train_fcn(x["train"], torch.from_numpy(y["train"]), 3,
-                                  dataclasses.replace(config, seed=0), tmp_path, "again")
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), state.values()))
-    look = {k: (fcn.features(v).detach().double().numpy(),
-                fcn(v).detach().double().softmax(1).numpy()) for k, v in dict(
-        real=x["test"], fake=unconditional, recon=x_hat,
-        floor=x["train"][np.random.default_rng(0).choice(24, 200, replace=True)]).items()}
+    again, _ = evaluate.train_fcn(
+        x["train"],
+        torch.from_numpy(y["train"]),
+        3,
+        dataclasses.replace(config, seed=0),
+        tmp_path,
+        "again",
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), state.values(), strict=True)
+    )
+    look = {
+        k: (fcn.features(v).detach().double().numpy(), fcn(v).detach().double().softmax(1).numpy())
+        for k, v in dict(
+            real=x["test"],
+            fake=unconditional,
+            recon=x_hat,
+            floor=x["train"][np.random.default_rng(0).choice(24, 200, replace=True)],
+        ).items()
+    }
     for key, who in (("fid", "fake"), ("fid_recon", "recon"), ("fid_floor", "floor")):
         expected[key] = slow_fid(look[who][0], look["real"][0])
     expected |= {"is": slow_is(look["fake"][1]), "is_real": slow_is(look["real"][1])}
-    cas, _ = evaluate.train_fcn(conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2),
-                                tmp_path, "cas")
-    on_real, _ = evaluate.train_fcn(x["train"], torch.from_numpy(y["train"]), 3, Config(
-        seed=0, fcn_lr=1e-2, fcn_steps=8), tmp_path, "as long as cas")  # 2 epochs of 1000 samples
+    cas, _ = evaluate.train_fcn(
+        conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2), tmp_path, "cas"
+    )
+    on_real, _ = evaluate.train_fcn(
+        x["train"],
+        torch.from_numpy(y["train"]),
+        3,
+        Config(seed=0, fcn_lr=1e-2, fcn_steps=8),
+        tmp_path,
+        "as long as cas",
+    )  # 2 epochs of 1000 samples
     by_cas, by_real = (f(x["test"]).double().softmax(1).numpy() for f in (cas, on_real))
     assert len(judged["accuracy"]) == 3
-    for key, p_y, by_hand in zip(("fcn_accuracy", "cas", "cas_real"), judged["accuracy"],
-                                 (look["real"][1], by_cas, by_real)):
+    for key, p_y, by_hand in zip(
+        ("fcn_accuracy", "cas", "cas_real"),
+        judged["accuracy"],
+        (look["real"][1], by_cas, by_real),
+        strict=True,
+    ):
         np.testing.assert_allclose(p_y[0], by_hand, atol=1e-4)
         assert p_y[1].tolist() == y["test"].tolist()
-        expected[key] = np.mean([row.argmax() == k for row, k in zip(p_y[0], y["test"])])
+        expected[key] = np.mean(
+            [row.argmax() == k for row, k in zip(p_y[0], y["test"], strict=True)]
+        )
 
     def nearest(a):
         return np.mean([((s - x["train"]) ** 2).sum(1).min().sqrt() for s in a])
+
     expected["nn_ratio"] = nearest(unconditional) / nearest(x["test"])
     expected["nn_ratio_recon"] = nearest(x_hat) / nearest(x["test"])
-    (real, fake, _), = judged["precision_recall_density_coverage"]
+    ((real, fake, _),) = judged["precision_recall_density_coverage"]
     np.testing.assert_allclose(real, look["real"][0], atol=1e-4)
     np.testing.assert_allclose(fake, look["fake"][0], atol=1e-4)
     expected |= slow_prdc(real, fake)
-    expected |= dict(n_train=24, n_test=200, length=31, n_classes=3, complete_data=True,
-                     seconds_stage1=saved["seconds"], seconds_stage2=second["seconds"])
+    expected |= dict(
+        n_train=24,
+        n_test=200,
+        length=31,
+        n_classes=3,
+        complete_data=True,
+        seconds_stage1=saved["seconds"],
+        seconds_stage2=second["seconds"],
+    )
     for key, value in expected.items():
-        assert m[key] == pytest.approx(float(torch.as_tensor(value).detach()), rel=1e-4,
-                                       abs=1e-5), key
+        assert m[key] == pytest.approx(
+            float(torch.as_tensor(value).detach()), rel=1e-4, abs=1e-5
+        ), key
     assert set(evaluate.METRICS) - set(expected) == {"n_generated", "seconds_evaluate"}
 
     peer = tmp_path / "peer.npz"  # a class too many is refused
     np.savez(peer, X=raw["test"], y=["sideways"] * 200)
     monkeypatch.setenv("OUT", str(tmp_path))
     with pytest.raises(InputError, match="class sideways: own has down, flat, up"):
-        command(evaluate, "samples", peer, "--dataset", tmp_path / "own.npz", "--fcn-epochs", 1,
-                "--cas-epochs", 1)
+        command(
+            evaluate,
+            "samples",
+            peer,
+            "--dataset",
+            tmp_path / "own.npz",
+            "--fcn-epochs",
+            1,
+            "--cas-epochs",
+            1,
+        )
 
     np.savez(peer, X=raw["test"])  # units of the data; the test split against itself
     capsys.readouterr()
-    command(evaluate, "samples", peer, "--dataset", tmp_path / "own.npz", "--fcn-epochs", 3,
-            "--fcn-lr", 1e-2)
+    command(
+        evaluate,
+        "samples",
+        peer,
+        "--dataset",
+        tmp_path / "own.npz",
+        "--fcn-epochs",
+        3,
+        "--fcn-lr",
+        1e-2,
+    )
     scored = json.loads(capsys.readouterr().out)
     assert (scored["nn_ratio"], scored["n"]) == (pytest.approx(1, abs=1e-5), 200)
     assert scored["fid"] < 1e-3 < scored["fid_floor"]
 
     # A peer's file is scored as a run's own: to the last digit.
-    command(evaluate, "samples", run / "samples.npz", "--dataset", tmp_path / "own.npz",
-            "--fcn-epochs", 3, "--cas-epochs", 2, "--fcn-lr", 1e-2, "--seed", 3)
+    command(
+        evaluate,
+        "samples",
+        run / "samples.npz",
+        "--dataset",
+        tmp_path / "own.npz",
+        "--fcn-epochs",
+        3,
+        "--cas-epochs",
+        2,
+        "--fcn-lr",
+        1e-2,
+        "--seed",
+        3,
+    )
     scored = json.loads(capsys.readouterr().out)
-    keys = ("nn_ratio", "fid", "is", "fid_floor", "is_real", "fcn_accuracy", "cas", "cas_real",
-            "precision", "recall", "density", "coverage", "classifier")
+    keys = (
+        "nn_ratio",
+        "fid",
+        "is",
+        "fid_floor",
+        "is_real",
+        "fcn_accuracy",
+        "cas",
+        "cas_real",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "classifier",
+    )
     assert {k: scored[k] for k in keys} == {k: m[k] for k in keys}
 
     for words, label in ((("--class", "flat"), 1), ((), 3)):  # prior.py sample: the class asked for
@@ -1623,8 +2020,9 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
 def series_batches(p, model, labels, seed, config):
     """Samples of labels in batches of 256, from one generator."""
     g, how = generator(seed), (config.decode_steps, config.choice_temperature, config.guidance)
-    return torch.cat([model.series(prior.iterative_decode(p, part, g, *how))
-                      for part in labels.split(256)])
+    return torch.cat(
+        [model.series(prior.iterative_decode(p, part, g, *how)) for part in labels.split(256)]
+    )
 
 
 def command(module, *words):
@@ -1638,11 +2036,25 @@ def command(module, *words):
 
 def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
     run = tmp_path / "own/naive-none/seed1"
-    m = run_all(run, tiny_config(stage1_steps=3, stage2_steps=3,
-                                 dataset=own_data(tmp_path, labels=False)))
+    m = run_all(
+        run, tiny_config(stage1_steps=3, stage2_steps=3, dataset=own_data(tmp_path, labels=False))
+    )
     assert {k for k in evaluate.METRICS if m[k] is None} == {
-        "knn", "svm", "fid", "fid_floor", "fid_recon", "is", "is_real", "cas", "cas_real",
-        "precision", "recall", "density", "coverage", "fcn_accuracy"}
+        "knn",
+        "svm",
+        "fid",
+        "fid_floor",
+        "fid_recon",
+        "is",
+        "is_real",
+        "cas",
+        "cas_real",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "fcn_accuracy",
+    }
     with np.load(run / "samples.npz") as s:
         assert s.files == ["X"] and s["X"].shape == (16, 1, 31)
 
@@ -1650,11 +2062,14 @@ def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
 def test_compare_has_each_metric_under_its_name(tmp_path, capsys):
     run = tmp_path / "own/naive-none/seed1"
     m = {k: float(i) for i, k in enumerate(evaluate.METRICS)} | dict(
-        knn=None, seconds_stage1=60, seconds_stage2=30, seconds_evaluate=90)
+        knn=None, seconds_stage1=60, seconds_stage2=30, seconds_evaluate=90
+    )
     data.write_json(run / "metrics.json", m)
     command(evaluate, "compare", run)
-    names, _, values = ([cell.strip() for cell in line.split("|")[1:-1]]
-                        for line in capsys.readouterr().out.splitlines())
+    names, _, values = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+    )
     row = dict(zip(names, values, strict=True))
     assert row.pop("run") == "own/naive-none/seed1" and row.pop("minutes") == "3.0"
     assert row == {k: "" if m[k] is None else f"{m[k]:.4g}" for k in row}
@@ -1664,12 +2079,27 @@ def test_compare_has_each_metric_under_its_name(tmp_path, capsys):
 def test_three_test_series_a_lone_last_batch_and_a_constant_series(tmp_path):
     x = np.random.default_rng(0).standard_normal((12, 20)).cumsum(1)
     x[4] = 1.5
-    own = npz(tmp_path / "few.npz", X_train=x[:9], y_train=np.arange(9) % 2, X_test=x[9:],
-              y_test=np.array([0, 1, 0]))
+    own = npz(
+        tmp_path / "few.npz",
+        X_train=x[:9],
+        y_train=np.arange(9) % 2,
+        X_test=x[9:],
+        y_test=np.array([0, 1, 0]),
+    )
     run = tmp_path / "few/barlow-gauss/seed1"
-    m = run_all(run, tiny_config(stage1_epochs=2, stage2_epochs=2, stage2_batch=8, fcn_batch=8,
-                                 dataset=own, method="barlow", augmentation="gauss",
-                                 validate_epochs=1))
+    m = run_all(
+        run,
+        tiny_config(
+            stage1_epochs=2,
+            stage2_epochs=2,
+            stage2_batch=8,
+            fcn_batch=8,
+            dataset=own,
+            method="barlow",
+            augmentation="gauss",
+            validate_epochs=1,
+        ),
+    )
     assert m["n_test"] == 3
     assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
     steps = [r for r in data.read_log(run) if "step" in r]
@@ -1680,8 +2110,14 @@ def test_the_test_split_is_looked_at_every_so_many_epochs_and_nothing_moves(tmp_
     logs, states = [], []
     for every in (2, 0):
         run, own = tmp_path / f"{every}/own/naive-none/seed1", own_data(tmp_path)
-        config = tiny_config(stage1_epochs=5, stage2_epochs=3, stage1_batch=10, stage2_batch=10,
-                             validate_epochs=every, dataset=own)
+        config = tiny_config(
+            stage1_epochs=5,
+            stage2_epochs=3,
+            stage1_batch=10,
+            stage2_batch=10,
+            validate_epochs=every,
+            dataset=own,
+        )
         model = ncvqvae.train_stage1(run, config)
         p = prior.train_stage2(run)
         logs.append([r for r in data.read_log(run) if "step" in r])
@@ -1692,39 +2128,59 @@ def test_the_test_split_is_looked_at_every_so_many_epochs_and_nothing_moves(tmp_
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     d = data.load_dataset(own)
     assert logs[0][-1]["val_prior_loss"] == pytest.approx(
-        prior.prior_loss(p, model.tokens(d.x_test), d.y_test))
+        prior.prior_loss(p, model.tokens(d.x_test), d.y_test)
+    )
     last = [r for r in logs[0] if "val_recon" in r][-1]
     recon = ncvqvae.encode_split(model, d.x_test)["errors"].sum(1).mean().item()
     assert last["val_recon"] == pytest.approx(recon)
 
 
 def test_dry_run_prints_the_product_with_naive_once_per_seed(tmp_path):
-    done = shell("Symbols,FordA", "naive,barlow", "warp,slice", "1,2", "--stage1-epochs", "3",
-                 "--dry-run", cwd=tmp_path)
+    done = shell(
+        "Symbols,FordA",
+        "naive,barlow",
+        "warp,slice",
+        "1,2",
+        "--stage1-epochs",
+        "3",
+        "--dry-run",
+        cwd=tmp_path,
+    )
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 2 * 2 * 3 and len(set(lines)) == len(lines)
     assert all("--stage1-epochs 3" in line for line in lines) and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("arguments,message", [
-    (("toy", "naive", "none", "1", "--no-such-flag", "3"),
-     "unrecognized arguments: --no-such-flag"),
-    (("toy,", "naive"), "DATASET is empty"), (("", "naive"), "DATASET is empty"),
-    (("toy", ""), "--method : should be"), (("toy", "naive", "none", ""), "SEED : should be"),
-    (("toy", "naive", "none", "1", "5"), "too many positions"),
-])
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (
+            ("toy", "naive", "none", "1", "--no-such-flag", "3"),
+            "unrecognized arguments: --no-such-flag",
+        ),
+        (("toy,", "naive"), "DATASET is empty"),
+        (("", "naive"), "DATASET is empty"),
+        (("toy", ""), "--method : should be"),
+        (("toy", "naive", "none", ""), "SEED : should be"),
+        (("toy", "naive", "none", "1", "5"), "too many positions"),
+    ],
+)
 def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
     done = shell(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("arguments,message", [
-    (("nave", "none", "1"), "--method nave"), (("naive", "none", "one"), "SEED one"),
-    (("naive", "none", "1", "--zeta"), "expected one argument"),
-    (("naive,barlow", "none,wrap", "1"), "--augmentation"),
-    (("naive", "none", "1", "--stage2-lr=-1"), "--stage2-lr -1"),
-])
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (("nave", "none", "1"), "--method nave"),
+        (("naive", "none", "one"), "SEED one"),
+        (("naive", "none", "1", "--zeta"), "expected one argument"),
+        (("naive,barlow", "none,wrap", "1"), "--augmentation"),
+        (("naive", "none", "1", "--stage2-lr=-1"), "--stage2-lr -1"),
+    ],
+)
 def test_every_value_of_the_grid_is_checked(arguments, message):
     """By data.py, which run.sh asks first."""
     with pytest.raises(InputError, match=message) as error:
@@ -1737,13 +2193,17 @@ def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method):
     x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
     losses = []
     for precision in ("float32", "bf16"):
-        model = tiny_model(method=method, augmentation="none" if method == "naive" else "slice",
-                           precision=precision).train()
+        model = tiny_model(
+            method=method,
+            augmentation="none" if method == "naive" else "slice",
+            precision=precision,
+        ).train()
         loss, terms, _ = model(x, None if method == "naive" else x_aug)
         loss.backward()
         u, (z,) = model.encode(x)
-        assert {t.dtype for t in (loss, u, z, *model.decode([z]), model.codebook(),
-                                  *terms.values())} == {torch.float32}
+        assert {
+            t.dtype for t in (loss, u, z, *model.decode([z]), model.codebook(), *terms.values())
+        } == {torch.float32}
         assert all(p.grad.dtype == torch.float32 for p in model.parameters())
         losses.append(loss.item())
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.03)
@@ -1763,12 +2223,22 @@ def test_the_precision_asked_for_is_that_of_every_product(tmp_path, precision):
         kinds = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear
         for key, part in model.named_modules():
             if isinstance(part, kinds):
-                part.register_forward_hook(lambda part, inputs, out, key=f"{name} {key}":
-                                           products.update({key: out.dtype}))
+                part.register_forward_hook(
+                    lambda part, inputs, out, key=f"{name} {key}": products.update({key: out.dtype})
+                )
         return model
+
     for bands in (1, 2):
-        note("stage 1", tiny_model(method="vibcreg", augmentation="slice", bands=bands,
-                                   latent_width=2, precision=precision))(x, x + 1)
+        note(
+            "stage 1",
+            tiny_model(
+                method="vibcreg",
+                augmentation="slice",
+                bands=bands,
+                latent_width=2,
+                precision=precision,
+            ),
+        )(x, x + 1)
     tokens = torch.zeros(8, 10, dtype=torch.int64)
     mask, labels = prior.mask_tokens(tokens, generator()), torch.arange(8) % 3
     p = note("prior", tiny_prior(precision=precision))
@@ -1778,8 +2248,14 @@ def test_the_precision_asked_for_is_that_of_every_product(tmp_path, precision):
     note("fcn", fcn)(x)
     assert products.pop("fcn head") == torch.float32  # of pooled features
     assert {key.split(".")[0] for key in products} == {
-        "stage 1 bands", "stage 1 projector", "prior blocks", "prior to_hidden", "prior to_code",
-        "prior head", "fcn convs"}
+        "stage 1 bands",
+        "stage 1 projector",
+        "prior blocks",
+        "prior to_hidden",
+        "prior to_code",
+        "prior head",
+        "fcn convs",
+    }
     assert set(products.values()) == {torch.bfloat16 if precision == "bf16" else torch.float32}
     own = data.load_dataset(own_data(tmp_path))
     assert evaluate.dataset_fcn(tmp_path, own, config)[0].precision == precision
@@ -1792,18 +2268,29 @@ def test_the_precision_asked_for_is_that_of_every_product(tmp_path, precision):
 def linear_training(folder, model, n=9, stage="stage1", batch=128, epochs=1, steps=0, seed=1):
     """A Training that trains nothing by itself, as the loops make it."""
     optimizer = torch.optim.AdamW(model.parameters())
-    return data.Training(folder, stage, model, [optimizer], {"sha256": ""}, n=n, batch=batch,
-                         epochs=epochs, steps=steps, seed=seed)
+    return data.Training(
+        folder,
+        stage,
+        model,
+        [optimizer],
+        {"sha256": ""},
+        n=n,
+        batch=batch,
+        epochs=epochs,
+        steps=steps,
+        seed=seed,
+    )
 
 
 def test_a_training_loop_follows_adamw_and_the_cosine(tmp_path, monkeypatch):
     """Three epochs of the classifier's loop on a linear model against torch's own scheduler."""
-    models, rows_seen = [], []
+    models = []
 
     class Linear(torch.nn.Linear):
         def __init__(self, n_classes, precision):
             super().__init__(4, n_classes)
             models.append(copy.deepcopy(self))
+
     monkeypatch.setattr(evaluate, "FCN", Linear)
     x, y = draw(10, 4, dtype=torch.float32), torch.arange(10) % 3
     config = Config(fcn_batch=3, fcn_epochs=3, fcn_lr=0.1, fcn_weight_decay=0.3, seed=7)
@@ -1828,19 +2315,35 @@ def test_every_loop_has_its_own_rate_decay_and_length(tmp_path, monkeypatch):
     steps, step = [], torch.optim.AdamW.step
 
     def spy(self, *inputs):
-        group, = self.param_groups
+        (group,) = self.param_groups
         steps.append((group["lr"], group["weight_decay"]))
         return step(self, *inputs)
+
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=4, stage1_lr=0.1,
-                         stage1_weight_decay=0.01, stage2_epochs=2, stage2_batch=8, stage2_lr=0.2,
-                         stage2_weight_decay=0.02, fcn_epochs=5, fcn_lr=0.3, fcn_weight_decay=0.03)
+    config = tiny_config(
+        dataset=own_data(tmp_path),
+        stage1_steps=4,
+        stage1_lr=0.1,
+        stage1_weight_decay=0.01,
+        stage2_epochs=2,
+        stage2_batch=8,
+        stage2_lr=0.2,
+        stage2_weight_decay=0.02,
+        fcn_epochs=5,
+        fcn_lr=0.3,
+        fcn_weight_decay=0.03,
+    )
     d = data.load_dataset(config.dataset)  # 24 series: 3 batches of stage 2, one of the classifier
     for total, lr, decay, train in (
-            (4, 0.1, 0.01, lambda: ncvqvae.train_stage1(tmp_path / "r", config)),
-            (6, 0.2, 0.02, lambda: prior.train_stage2(tmp_path / "r", config)),
-            (5, 0.3, 0.03, lambda: evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path,
-                                                      "cas"))):
+        (4, 0.1, 0.01, lambda: ncvqvae.train_stage1(tmp_path / "r", config)),
+        (6, 0.2, 0.02, lambda: prior.train_stage2(tmp_path / "r", config)),
+        (
+            5,
+            0.3,
+            0.03,
+            lambda: evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path, "cas"),
+        ),
+    ):
         steps.clear()
         train()
         expected = [lr * (1 + math.cos(math.pi * t / total)) / 2 for t in range(total)]
@@ -1860,8 +2363,9 @@ def test_about_200_steps_are_logged_and_batches_are_epochs_of_a_permutation(tmp_
         seen.append(rows)
         training.step_done(torch.ones(()))
     g = generator(7)
-    assert torch.equal(torch.cat(seen),
-                       torch.cat([torch.randperm(10, generator=g)[:9] for _ in range(3)]))
+    assert torch.equal(
+        torch.cat(seen), torch.cat([torch.randperm(10, generator=g)[:9] for _ in range(3)])
+    )
     for n, batch, epochs, steps, expected in ((256, 128, 9, 4, (4, 2)), (256, 256, 7, 0, (7, 1))):
         other = linear_training(tmp_path, model, n, "cas", batch, epochs, steps)
         assert (other.total_steps, other.steps_per_epoch) == expected and other.stage == "cas"
@@ -1874,10 +2378,12 @@ def test_muon_steps_the_matrices_of_the_blocks_and_adamw_all_else():
     twin = copy.deepcopy(model)
     config = Config(optimizer="muon", stage2_weight_decay=0.3)
     ours = prior.make_optimizers(model, config)
-    theirs = [torch.optim.AdamW([twin.blocks.bias, *twin.head.parameters()], 0.1,
-                                weight_decay=0.3),
-              torch.optim.Muon([twin.blocks.weight], 0.1, weight_decay=0.3,
-                               adjust_lr_fn="match_rms_adamw")]
+    theirs = [
+        torch.optim.AdamW([twin.blocks.bias, *twin.head.parameters()], 0.1, weight_decay=0.3),
+        torch.optim.Muon(
+            [twin.blocks.weight], 0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
+        ),
+    ]
     for _ in range(9):
         for net, optimizers in ((model, ours), (twin, theirs)):
             net.zero_grad()
@@ -1886,30 +2392,72 @@ def test_muon_steps_the_matrices_of_the_blocks_and_adamw_all_else():
                 for group in optimizer.param_groups:
                     group["lr"] = 0.1
                 optimizer.step()
-    for a, b in zip(model.parameters(), twin.parameters()):
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     assert len(prior.make_optimizers(model, Config())) == 1
 
 
-CHANGES = dict(seed=2, precision="bf16", stage1_steps=2, stage1_batch=12, stage1_lr=1e-2,
-               stage1_weight_decay=5.0, views=2, bands=2, n_fft=16, width=8, latent_width=2,
-               residual_kernel=3, residual_norm="none", n_codes=5, ema_decay=0.5,
-               ema_initial_count=0.0, beta=2.0, eta=2.0, zeta=0.5, similarity_weight=1.0,
-               variance_weight=1.0, covariance_weight=1.0, projector_dim=128,
-               augmentation="gauss", method="barlow")
-CHANGES2 = dict(seed=2, precision="bf16", stage2_steps=2, stage2_batch=12, stage2_lr=1e-2,
-                stage2_weight_decay=5.0, optimizer="muon", prior_hidden=64, prior_layers=2,
-                prior_heads=4, prior_ff_ratio=2, class_dropout=1.0, embedding="random",
-                loss_on="all", token_temperature=1.0)
+CHANGES = dict(
+    seed=2,
+    precision="bf16",
+    stage1_steps=2,
+    stage1_batch=12,
+    stage1_lr=1e-2,
+    stage1_weight_decay=5.0,
+    views=2,
+    bands=2,
+    n_fft=16,
+    width=8,
+    latent_width=2,
+    residual_kernel=3,
+    residual_norm="none",
+    n_codes=5,
+    ema_decay=0.5,
+    ema_initial_count=0.0,
+    beta=2.0,
+    eta=2.0,
+    zeta=0.5,
+    similarity_weight=1.0,
+    variance_weight=1.0,
+    covariance_weight=1.0,
+    projector_dim=128,
+    augmentation="gauss",
+    method="barlow",
+)
+CHANGES2 = dict(
+    seed=2,
+    precision="bf16",
+    stage2_steps=2,
+    stage2_batch=12,
+    stage2_lr=1e-2,
+    stage2_weight_decay=5.0,
+    optimizer="muon",
+    prior_hidden=64,
+    prior_layers=2,
+    prior_heads=4,
+    prior_ff_ratio=2,
+    class_dropout=1.0,
+    embedding="random",
+    loss_on="all",
+    token_temperature=1.0,
+)
 
 
 def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_path, monkeypatch):
     own = own_data(tmp_path)
-    base = tiny_config(dataset=own, method="vibcreg", augmentation="slice", stage1_steps=3,
-                       stage2_steps=3, stage2_batch=8, fcn_epochs=1)
+    base = tiny_config(
+        dataset=own,
+        method="vibcreg",
+        augmentation="slice",
+        stage1_steps=3,
+        stage2_steps=3,
+        stage2_batch=8,
+        fcn_epochs=1,
+    )
 
     def weights(state):
         return torch.cat([v.flatten().double() for v in state.values() if v.is_floating_point()])
+
     names = [f.name for f in dataclasses.fields(Config)]
     unseen = {"stage1_epochs", "barlow_lambda", "latent_width_high"}
     assert set(base.settings_of("stage1")) - unseen == set(CHANGES)
@@ -1918,7 +2466,7 @@ def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_pa
         changed = dataclasses.replace(base, **{name: value})
         new = weights(ncvqvae.train_stage1(tmp_path / name, changed).state_dict())
         assert new.shape != reference.shape or not torch.equal(new, reference), name
-    later = dict.fromkeys(names[names.index("stage2_epochs"):names.index("stages")])
+    later = dict.fromkeys(names[names.index("stage2_epochs") : names.index("stages")])
     assert set(later) - {"stage2_epochs"} | {"seed", "precision"} == set(CHANGES2)
     (tmp_path / "base/copy").mkdir()
     for name, value in {"": None, **CHANGES2}.items():
@@ -1942,27 +2490,38 @@ def test_class_dropout_is_a_share_and_tokens_keep_their_label(tmp_path, monkeypa
     def spy(self, tokens, mask, labels):
         seen.append((tokens, labels))
         return forward(self, tokens, mask, labels)
+
     monkeypatch.setattr(Prior, "forward", spy)
-    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=30, stage2_steps=60,
-                         class_dropout=0.25, validate_epochs=0, stage2_batch=10)
+    config = tiny_config(
+        dataset=own_data(tmp_path),
+        stage1_steps=30,
+        stage2_steps=60,
+        class_dropout=0.25,
+        validate_epochs=0,
+        stage2_batch=10,
+    )
     ncvqvae.train_stage1(run, config)
     prior.train_stage2(run)
-    tokens, labels = map(torch.cat, zip(*seen))
+    tokens, labels = map(torch.cat, zip(*seen, strict=True))
     assert (labels == 3).double().mean().item() == pytest.approx(0.25, abs=0.05)
     # "up" is half of the series
     assert torch.bincount(labels)[2] > torch.bincount(labels)[:2].max()
     d = data.load_dataset(config.dataset)
     of_train = ncvqvae.load_stage1(run)[0].tokens(d.x_train).tolist()
-    rows = {tuple(t): y for t, y in zip(of_train, d.y_train.tolist())}
+    rows = {tuple(t): y for t, y in zip(of_train, d.y_train.tolist(), strict=True)}
     assert len(rows) == 24
-    assert all(y in (3, rows[tuple(t)]) for t, y in zip(tokens.tolist(), labels.tolist()))
+    assert all(
+        y in (3, rows[tuple(t)]) for t, y in zip(tokens.tolist(), labels.tolist(), strict=True)
+    )
 
 
 # ---- devices ----
 
+
 class OneDevice(TorchDispatchMode):
     """No operation but a copy has tensors or generators of two devices: not even an index or a
     scalar, which kernels of a GPU may let pass."""
+
     def __torch_dispatch__(self, function, types, inputs=(), named=None):
         out = function(*inputs, **(named or {}))
         devices = {v.device for v in tree_leaves((inputs, named, out)) if hasattr(v, "device")}
@@ -1974,6 +2533,7 @@ class OneDevice(TorchDispatchMode):
 @pytest.fixture
 def meta(monkeypatch):
     """The device "meta", which has shapes and no values, in the place of a GPU."""
+
     def inverse(u, n_fft, window, length):  # torch's own looks at values
         return (torch.fft.irfft(u, n_fft, dim=1) * window[:, None]).flatten(1)[:, :length]
 
@@ -1983,6 +2543,7 @@ def meta(monkeypatch):
 
         def manual_seed(self, seed):
             return None
+
     monkeypatch.setattr(torch, "Generator", Unseeded)
     monkeypatch.setattr(torch, "istft", inverse)
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
@@ -1992,12 +2553,16 @@ def meta(monkeypatch):
         yield torch.device("meta")
 
 
-@pytest.mark.parametrize("method,views,bands", [("naive", 1, 1), ("vibcreg", 1, 2),
-                                                ("barlow", 2, 1)])
+@pytest.mark.parametrize(
+    "method,views,bands", [("naive", 1, 1), ("vibcreg", 1, 2), ("barlow", 2, 1)]
+)
 def test_a_step_of_stage_1_stays_on_the_device(meta, method, views, bands):
     view = "none" if method == "naive" else "+".join(data.AUGMENTATIONS)
-    model = tiny_model(method=method, augmentation=view, views=views, bands=bands,
-                       latent_width=2).to(meta).train()
+    model = (
+        tiny_model(method=method, augmentation=view, views=views, bands=bands, latent_width=2)
+        .to(meta)
+        .train()
+    )
     x = torch.zeros(8, 40, device=meta)
     loss, terms, tokens = model(x, None if method == "naive" else data.augment(x, view))
     loss.backward()
@@ -2029,8 +2594,10 @@ def test_the_prior_and_the_classifier_stay_on_the_device(monkeypatch, meta):
 
 def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
     """Both loops whole, but for what needs values: the optimisers, the log, the files."""
+
     class Still:
         param_groups, zero_grad, step = [], lambda self: None, lambda self: None
+
     monkeypatch.setattr(torch.optim, "AdamW", lambda *inputs, **named: Still())
     for module in (ncvqvae, prior, evaluate):
         monkeypatch.setattr(module, "pick_device", lambda precision: meta)
@@ -2039,13 +2606,22 @@ def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
     def step_done(self, loss, **terms):
         steps.append(self.stage)
         self.step += 1
+
     monkeypatch.setattr(data.Training, "step_done", step_done)
     monkeypatch.setattr(data.Training, "just_logged", False)
     monkeypatch.setattr(data.Training, "log", lambda self, **values: None)
     monkeypatch.setattr(data.Training, "finish", lambda self, path, **extra: None)
-    config = tiny_config(dataset=own_data(tmp_path), method="vibcreg", augmentation="slice",
-                         views=2, bands=2, stage1_steps=2, stage2_steps=2, token_temperature=1.0,
-                         embedding="random")
+    config = tiny_config(
+        dataset=own_data(tmp_path),
+        method="vibcreg",
+        augmentation="slice",
+        views=2,
+        bands=2,
+        stage1_steps=2,
+        stage2_steps=2,
+        token_temperature=1.0,
+        embedding="random",
+    )
     d = data.load_dataset(config.dataset)
     stage1 = NCVQVAE(config, d.length).to(meta).eval()
     monkeypatch.setattr(ncvqvae, "load_stage1", lambda *inputs: (stage1, None))
@@ -2067,14 +2643,21 @@ def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
 
 # ---- what people bring ----
 
+
 def ts_file(path, *header, rows=("1,2,3,4,5,6,7,8:a", "8,7,6,5,4,3,2,1:b")):
     path.write_text("\n".join([*header, "@data", *rows]) + "\n")
     return path
 
 
 def test_a_ts_header_is_all_that_stands_before_the_data(tmp_path):
-    header = ("% a comment", "  # another", "@problemName X", "@univariate true", "",
-              "@classLabel true a b")
+    header = (
+        "% a comment",
+        "  # another",
+        "@problemName X",
+        "@univariate true",
+        "",
+        "@classLabel true a b",
+    )
     x, labels = data.read_split(ts_file(tmp_path / "x.ts", *header))
     assert x.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]]
     assert labels == ["a", "b"]
@@ -2082,15 +2665,18 @@ def test_a_ts_header_is_all_that_stands_before_the_data(tmp_path):
     assert data.read_split(bare)[1] is None
 
 
-@pytest.mark.parametrize("header,rows,message", [
-    (["@univariate false"], ["1,2:3,4:a"], "x.ts: several channels; one is read"),
-    (["@dimensions 2"], ["1,2:3,4:a"], "x.ts: several channels; one is read"),
-    (["@classLabel true a"], ["1,2:3,4:a"], "x.ts, row 3: 2 channels; one is read"),
-    (["@targetLabel true"], ["1,2:0.3"], "x.ts: a regression target"),
-    (["@timestamps true"], ["(0,1),(1,2):a"], "x.ts: time stamps"),
-    (["@classLabel true a"], ["1,?,3:a"], "x.ts, row 3: value 2 is missing"),
-    (["@classLabel true a"], ["1,2,3"], "x.ts, row 3: no label after a colon"),
-])
+@pytest.mark.parametrize(
+    "header,rows,message",
+    [
+        (["@univariate false"], ["1,2:3,4:a"], "x.ts: several channels; one is read"),
+        (["@dimensions 2"], ["1,2:3,4:a"], "x.ts: several channels; one is read"),
+        (["@classLabel true a"], ["1,2:3,4:a"], "x.ts, row 3: 2 channels; one is read"),
+        (["@targetLabel true"], ["1,2:0.3"], "x.ts: a regression target"),
+        (["@timestamps true"], ["(0,1),(1,2):a"], "x.ts: time stamps"),
+        (["@classLabel true a"], ["1,?,3:a"], "x.ts, row 3: value 2 is missing"),
+        (["@classLabel true a"], ["1,2,3"], "x.ts, row 3: no label after a colon"),
+    ],
+)
 def test_a_ts_file_says_why_it_is_not_read(tmp_path, header, rows, message):
     with pytest.raises(InputError, match=re.escape(message)) as error:
         data.read_split(ts_file(tmp_path / "x.ts", *header, rows=rows))
@@ -2104,9 +2690,15 @@ def test_a_table_of_other_separators_says_what_it_expects(tmp_path):
             data.read_split(tmp_path / "x.tsv")
 
 
-@pytest.mark.parametrize("header,labelled", [
-    ("", True), ("label,a,b,c,d,e,f,g,h", True), ("Class," + ",".join(map(str, range(8))), True),
-    ("t0,t1,t2,t3,t4,t5,t6,t7,t8", False)])
+@pytest.mark.parametrize(
+    "header,labelled",
+    [
+        ("", True),
+        ("label,a,b,c,d,e,f,g,h", True),
+        ("Class," + ",".join(map(str, range(8))), True),
+        ("t0,t1,t2,t3,t4,t5,t6,t7,t8", False),
+    ],
+)
 def test_own_data_as_a_csv_a_split(tmp_path, header, labelled):
     """Label first; with a header, where its first column is called so."""
     folder = tmp_path / "mine"
@@ -2126,9 +2718,17 @@ def test_numbers_that_mislead_are_a_warning(tmp_path, capsys):
         y = np.arange(20) % 2
         for row, value in changes.get("x", {}).items():
             x[row] = x[row] * value if changes.get("scale") else np.where(x[row] > 2, value, x[row])
-        d = data.load_dataset(npz(tmp_path / "own.npz", X_train=x, y_train=changes.get("y", y),
-                                  X_test=x, y_test=changes.get("y", y)))
+        d = data.load_dataset(
+            npz(
+                tmp_path / "own.npz",
+                X_train=x,
+                y_train=changes.get("y", y),
+                X_test=x,
+                y_test=changes.get("y", y),
+            )
+        )
         return capsys.readouterr().err, d
+
     assert said()[0] == ""
     assert "as many classes as train series, 20: is" in said(y=np.arange(20))[0]
     missing, _ = said(x=dict.fromkeys(range(20), -9999.0))
@@ -2138,8 +2738,11 @@ def test_numbers_that_mislead_are_a_warning(tmp_path, capsys):
 
 
 def test_no_complete_set_of_the_thesis_is_warned_of(capsys):
-    found = [n for n in data.THESIS_SETS if None not in data.find_splits(
-        n, os.environ.get("UCR_DIR") or HERE / "datasets")]
+    found = [
+        n
+        for n in data.THESIS_SETS
+        if None not in data.find_splits(n, os.environ.get("UCR_DIR") or HERE / "datasets")
+    ]
     if not found:
         pytest.skip("no data")
     for name in found:
@@ -2147,16 +2750,23 @@ def test_no_complete_set_of_the_thesis_is_warned_of(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("y,message", [
-    (np.array([1.0, np.nan, 2.0]), "train, series 2 has label 'nan'"),
-    (np.array([b"a", b"\xe9", b"b"]), "own.npz, y_train: .*decode"),
-    (np.array(["a", None, "b"], dtype=object), r"own.npz, y_train: an object array; save y_train"),
-])
+@pytest.mark.parametrize(
+    "y,message",
+    [
+        (np.array([1.0, np.nan, 2.0]), "train, series 2 has label 'nan'"),
+        (np.array([b"a", b"\xe9", b"b"]), "own.npz, y_train: .*decode"),
+        (
+            np.array(["a", None, "b"], dtype=object),
+            r"own.npz, y_train: an object array; save y_train",
+        ),
+    ],
+)
 def test_labels_are_read_one_way_everywhere(tmp_path, y, message):
     x = np.ones((3, 9)) * np.arange(9)
     with pytest.raises(InputError, match=message) as error:
-        data.load_dataset(npz(tmp_path / "own.npz", X_train=x, X_test=x, y_train=y,
-                              y_test=np.array([1, 2, 1])))
+        data.load_dataset(
+            npz(tmp_path / "own.npz", X_train=x, X_test=x, y_train=y, y_test=np.array([1, 2, 1]))
+        )
     assert "\n" not in str(error.value)
 
 
@@ -2235,14 +2845,22 @@ def test_samples_of_all_classes_and_files_that_are_not_ours(tmp_path, capsys, no
         np.testing.assert_allclose(t["X_hat"][:, 0], x_hat, rtol=1e-4)
 
 
-@pytest.mark.parametrize("arrays,message", [
-    (dict(X=np.full((3, 31), np.nan)), "X: series 1 holds NaN, inf"),
-    (dict(X=np.r_[np.ones((2, 31)), np.full((1, 31), 1e12)]), "X: series 3 holds NaN, inf, or a"),
-    (dict(X=np.ones((3, 30))), "X: length 30, own has 31"), (dict(X=np.ones((1, 31))), "1 series;"),
-    (dict(X=np.ones((3, 2, 31))), "2 channels"), (dict(Y=np.ones((3, 31))), "needs X"),
-    (dict(X=np.ones((3, 31)), y=["up"]), r"y: \(1,\), expected \(3,\)"),
-    (dict(X=np.ones((2, 31)), y=[b"up", b"side"]), "class side: own has down"),
-])
+@pytest.mark.parametrize(
+    "arrays,message",
+    [
+        (dict(X=np.full((3, 31), np.nan)), "X: series 1 holds NaN, inf"),
+        (
+            dict(X=np.r_[np.ones((2, 31)), np.full((1, 31), 1e12)]),
+            "X: series 3 holds NaN, inf, or a",
+        ),
+        (dict(X=np.ones((3, 30))), "X: length 30, own has 31"),
+        (dict(X=np.ones((1, 31))), "1 series;"),
+        (dict(X=np.ones((3, 2, 31))), "2 channels"),
+        (dict(Y=np.ones((3, 31))), "needs X"),
+        (dict(X=np.ones((3, 31)), y=["up"]), r"y: \(1,\), expected \(3,\)"),
+        (dict(X=np.ones((2, 31)), y=[b"up", b"side"]), "class side: own has down"),
+    ],
+)
 def test_a_peers_samples_are_refused_by_what_is_wrong_with_them(tmp_path, arrays, message):
     own = own_data(tmp_path)
     with pytest.raises(InputError, match=message):
@@ -2272,8 +2890,12 @@ def test_waiting_for_the_classifier_is_said(tmp_path):
         with data.hold(sys.argv[2], wait=True):
             print("mine")"""
     with data.hold(tmp_path):
-        other = subprocess.Popen([sys.executable, "-c", code, str(HERE), str(tmp_path)], text=True,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(HERE), str(tmp_path)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         line = other.stderr.readline()
     assert "waiting for the process that works on it" in line
     assert other.communicate(timeout=60)[0] == "mine\n"
@@ -2287,14 +2909,19 @@ def test_without_locks_of_the_system_a_run_goes_on(tmp_path, monkeypatch, capsys
 
 def test_printed_jobs_name_all_that_the_shell_had(tmp_path):
     (tmp_path / "link.sh").symlink_to(HERE / "run.sh")  # as into ~/bin
-    done = subprocess.run(["bash", tmp_path / "link.sh", "Mallat", "naive", "none", "1",
-                           "--dry-run"], capture_output=True, text=True, cwd=tmp_path, env={
-        **os.environ, "OUT": "runs/some bands", "UCR_DIR": "ucr", "PYTHON": sys.executable})
+    done = subprocess.run(
+        ["bash", tmp_path / "link.sh", "Mallat", "naive", "none", "1", "--dry-run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OUT": "runs/some bands", "UCR_DIR": "ucr", "PYTHON": sys.executable},
+    )
     assert done.returncode == 0, done.stderr
-    line, = done.stdout.splitlines()
+    (line,) = done.stdout.splitlines()
     echo = line.replace("bash ", "echo ")  # what a job's shell makes of it
-    words = subprocess.run(["bash", "-c", f"set -- {line}; printf '%s\\n' \"$@\""],
-                           capture_output=True, text=True).stdout.splitlines()
+    words = subprocess.run(
+        ["bash", "-c", f"set -- {line}; printf '%s\\n' \"$@\""], capture_output=True, text=True
+    ).stdout.splitlines()
     assert words[0] == "env" and "OUT=runs/some bands" in words and "UCR_DIR=ucr" in words
     assert "DEVICE=cpu" in words and f"PYTHON={sys.executable}" in words
     assert words[-4:] == ["Mallat", "naive", "none", "1"] and echo
@@ -2324,10 +2951,11 @@ def test_the_readmes_lines_that_fill_a_gap(tmp_path, no_figures):
     """As they stand, but for the run's folder."""
     run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
     run_all(run, tiny_config(stage1_steps=1, stage2_steps=1, dataset=own))
-    code, = re.findall("```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)
+    (code,) = re.findall("```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)
     x = data.load_dataset(own).x_test
-    scope = dict(torch=torch, x=x, load_stage2=prior.load_stage2,
-                 iterative_decode=prior.iterative_decode)
+    scope = dict(
+        torch=torch, x=x, load_stage2=prior.load_stage2, iterative_decode=prior.iterative_decode
+    )
     exec(re.sub(r'"runs/\S+"', repr(str(run)), code), scope)
     before, after = scope["stage1"].tokens(x), scope["stage1"].tokens(scope["x_new"])
     assert scope["x_new"].shape == x.shape and before.shape == after.shape
@@ -2336,11 +2964,13 @@ def test_the_readmes_lines_that_fill_a_gap(tmp_path, no_figures):
 
 def test_every_equation_of_the_readme_is_where_it_says():
     import inspect
-    rows = re.findall(r"^\| ((?:\d\.\d+,? ?)+) \| `(\w+)` in `(\w+)\.py` \|$",
-                      (HERE / "README.md").read_text(), re.M)
+
+    rows = re.findall(
+        r"^((?:\d\.\d+,? ?)+) `(\w+)\.(\w+)`[;.]$", (HERE / "README.md").read_text(), re.M
+    )
     modules = dict(data=data, ncvqvae=ncvqvae, prior=prior, evaluate=evaluate)
     found = {}
-    for numbers, name, file in rows:
+    for numbers, file, name in rows:
         source = inspect.getsource(getattr(modules[file], name))
         for number in numbers.split(", "):
             found[number] = number in source
@@ -2406,8 +3036,13 @@ for line in sys.stdin:
 @functools.cache
 def driver():
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu"}
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(HERE)], env=env, text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # ends with its stdin
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(HERE)],
+        env=env,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )  # ends with its stdin
 
 
 def drive(moment, command, cwd, timeout=None):
@@ -2415,23 +3050,39 @@ def drive(moment, command, cwd, timeout=None):
     print(json.dumps([moment, command, str(cwd), timeout]), file=driver().stdin, flush=True)
     code = int(driver().stdout.readline())
     return subprocess.CompletedProcess(
-        command, code, *((Path(cwd) / name).read_text() for name in ("stdout", "stderr")))
+        command, code, *((Path(cwd) / name).read_text() for name in ("stdout", "stderr"))
+    )
 
 
 def stages(folder):
     run = str(folder / "own/vibcreg-slice/seed1")
-    flags = ["--dataset", str(folder / "own.npz"), "--method", "vibcreg", "--augmentation", "slice",
-             "--optimizer", "muon", *TINY]
+    flags = [
+        "--dataset",
+        str(folder / "own.npz"),
+        "--method",
+        "vibcreg",
+        "--augmentation",
+        "slice",
+        "--optimizer",
+        "muon",
+        *TINY,
+    ]
     return [["ncvqvae.py", run, *flags], ["prior.py", "train", run], ["evaluate.py", "run", run]]
 
 
 def outcome(folder):
     """All a run computes: tensors of checkpoints, metrics without seconds, samples, the log."""
     run = folder / "own/vibcreg-slice/seed1"
-    tensors = {f"{s} {k}": v for s in ("stage1", "stage2")
-               for k, v in torch.load(run / f"{s}.pt", weights_only=True)["state"].items()}
-    metrics = {k: v for k, v in json.loads((run / "metrics.json").read_text()).items()
-               if k in evaluate.METRICS and "seconds" not in k}
+    tensors = {
+        f"{s} {k}": v
+        for s in ("stage1", "stage2")
+        for k, v in torch.load(run / f"{s}.pt", weights_only=True)["state"].items()
+    }
+    metrics = {
+        k: v
+        for k, v in json.loads((run / "metrics.json").read_text()).items()
+        if k in evaluate.METRICS and "seconds" not in k
+    }
     with np.load(run / "samples.npz") as file:
         return tensors, metrics, file["X"], [r for r in data.read_log(run) if "step" in r]
 
@@ -2454,13 +3105,20 @@ def assert_ends_as(uninterrupted, folder):
     assert not list(folder.rglob("*.resume.pt"))
 
 
-@pytest.mark.parametrize("moments", [
-    (5, 6, 12), *(pytest.param(m, marks=pytest.mark.slow) for m in (
-        (1, 1, 1), (2, 3, 2), (3, 4, 5), (8, 8, 9), (9, 2, 15)))])
+@pytest.mark.parametrize(
+    "moments",
+    [
+        (5, 6, 12),
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ((1, 1, 1), (2, 3, 2), (3, 4, 5), (8, 8, 9), (9, 2, 15))
+        ),
+    ],
+)
 def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, moments):
     own_data(tmp_path)
     # 3 batches an epoch: in the midst of one
-    for moment, command in zip(moments, stages(tmp_path)):
+    for moment, command in zip(moments, stages(tmp_path), strict=True):
         assert drive(moment, command, tmp_path).returncode == -9
         done = drive(0, command, tmp_path)
         assert done.returncode == 0, done.stderr
@@ -2470,8 +3128,9 @@ def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninte
 def test_an_interrupted_training_takes_no_step_twice(tmp_path, monkeypatch):
     """Nor a second of them off the count. Started over, it would end the same."""
     run, taken, stop, update = tmp_path / "own/r/s", [], [0], data.Training.step_done
-    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=5, stage2_steps=5, fcn_steps=5,
-                         cas_epochs=5)
+    config = tiny_config(
+        dataset=own_data(tmp_path), stage1_steps=5, stage2_steps=5, fcn_steps=5, cas_epochs=5
+    )
     d = data.load_dataset(config.dataset)
 
     def interrupted(self, loss, **terms):
@@ -2479,38 +3138,53 @@ def test_an_interrupted_training_takes_no_step_twice(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         taken.append(self.step)
         update(self, loss, **terms)
+
     monkeypatch.setattr(data.Training, "step_done", interrupted)
     monkeypatch.setattr(data.Training, "SECONDS", -1)  # a resume file a step
     for name, file, train in (
-            ("stage1", "stage1.pt", lambda: ncvqvae.train_stage1(run, config)),
-            ("stage2", "stage2.pt", lambda: prior.train_stage2(run, config)),
-            ("fcn-*", "../../fcn-*.pt", lambda: evaluate.dataset_fcn(tmp_path / "own", d, config)),
-            ("cas", None, lambda: evaluate.classification_accuracy_score(
-                d.x_train, d.y_train, d, config, run))):
+        ("stage1", "stage1.pt", lambda: ncvqvae.train_stage1(run, config)),
+        ("stage2", "stage2.pt", lambda: prior.train_stage2(run, config)),
+        ("fcn-*", "../../fcn-*.pt", lambda: evaluate.dataset_fcn(tmp_path / "own", d, config)),
+        (
+            "cas",
+            None,
+            lambda: evaluate.classification_accuracy_score(d.x_train, d.y_train, d, config, run),
+        ),
+    ):
         taken.clear()
         stop[0] = 3
         with pytest.raises(KeyboardInterrupt):
             train()
-        resume, = (tmp_path / "own").rglob(f"{name}.resume.pt")
+        (resume,) = (tmp_path / "own").rglob(f"{name}.resume.pt")
         saved = data.load_checkpoint(resume)
         torch.save(saved | dict(seconds=saved["seconds"] + 1000), resume)
         stop[0] = None
         train()
         assert taken == [0, 1, 2, 3, 4], name
         if file:
-            path, = run.glob(file)
+            (path,) = run.glob(file)
             assert 1000 < data.load_checkpoint(path)["seconds"] < 2000
 
 
 def test_no_draw_of_training_comes_from_the_global_generator(tmp_path, monkeypatch):
     """Which a resumed run would find in another state."""
     update, states = data.Training.step_done, []
-    config = tiny_config(dataset=own_data(tmp_path), method="barlow", augmentation="warp+phase",
-                         views=2, bands=2, stage1_steps=3, stage2_steps=3, token_temperature=1.0)
+    config = tiny_config(
+        dataset=own_data(tmp_path),
+        method="barlow",
+        augmentation="warp+phase",
+        views=2,
+        bands=2,
+        stage1_steps=3,
+        stage2_steps=3,
+        token_temperature=1.0,
+    )
     for disturbance in (0, 3):
-        def disturbed(*inputs, **terms):
+
+        def disturbed(*inputs, disturbance=disturbance, **terms):
             update(*inputs, **terms)
             torch.rand(disturbance)
+
         monkeypatch.setattr(data.Training, "step_done", disturbed)
         run = tmp_path / str(disturbance)
         models = ncvqvae.train_stage1(run, config), prior.train_stage2(run, config)
@@ -2549,12 +3223,26 @@ def test_folders_and_files_that_cannot_be_used_are_one_line(tmp_path):
     one_line(drive(0, scores, tmp_path), "config.json")
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file/below", "/proc/runs"):
-        one_line(drive(0, [stage1[0], str(folder), *stage1[2:]], tmp_path), str(folder),
-                 "cannot be read or written")
-    full = subprocess.run(["bash", "-c", 'ulimit -f 0; exec "$@"', "x", sys.executable,
-                           str(HERE / "ncvqvae.py"), *stage1[1:]],
-                          capture_output=True, text=True, cwd=tmp_path,
-                          env={**os.environ, "DEVICE": "cpu"})
+        one_line(
+            drive(0, [stage1[0], str(folder), *stage1[2:]], tmp_path),
+            str(folder),
+            "cannot be read or written",
+        )
+    full = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'ulimit -f 0; exec "$@"',
+            "x",
+            sys.executable,
+            str(HERE / "ncvqvae.py"),
+            *stage1[1:],
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "DEVICE": "cpu"},
+    )
     one_line(full)
     # the latter: torch 2.9
     assert re.search("log.jsonl: cannot be written|disk: .*temporary directory", full.stderr)
@@ -2572,9 +3260,12 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
         big = {"a": torch.ones(10**6)}
         data.run_command(lambda: data.write_atomic(sys.argv[2], lambda f: torch.save(big, f)))"""
-    one_line(subprocess.run([sys.executable, "-c", code, str(HERE), str(path)], capture_output=True,
-                            text=True),
-             "cannot be written")
+    one_line(
+        subprocess.run(
+            [sys.executable, "-c", code, str(HERE), str(path)], capture_output=True, text=True
+        ),
+        "cannot be written",
+    )
     assert torch.equal(data.load_checkpoint(path)["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["good.pt"]
 
@@ -2597,9 +3288,12 @@ def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatc
 
     def resume():
         return linear_training(tmp_path, torch.nn.Linear(1, 1))
+
     for content in (evil, cut, tensor, path.read_bytes(), b"", b"text"):
-        for name, load in (("stage1.pt", lambda: ncvqvae.load_stage1(tmp_path)),
-                           ("stage1.resume.pt", resume)):
+        for name, load in (
+            ("stage1.pt", lambda: ncvqvae.load_stage1(tmp_path)),
+            ("stage1.resume.pt", resume),
+        ):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(InputError, match=f"{name}: .*(remove it|made with)") as error:
                 load()
@@ -2611,13 +3305,15 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, no_f
     run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
     config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
     m = run_all(run, config)
-    with pytest.raises(InputError,
-                       match="stage1.pt: made with stage1_lr = 0.001, this run has 0.1"):
+    with pytest.raises(
+        InputError, match="stage1.pt: made with stage1_lr = 0.001, this run has 0.1"
+    ):
         ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1))
     assert data.read_config(run) == config
     ncvqvae.train_stage1(run, dataclasses.replace(config, stage2_lr=0.1))
-    with pytest.raises(InputError,
-                       match="stage2.pt: made with stage2_lr = 0.001, this run has 0.1"):
+    with pytest.raises(
+        InputError, match="stage2.pt: made with stage2_lr = 0.001, this run has 0.1"
+    ):
         prior.train_stage2(run)
     ncvqvae.train_stage1(run, dataclasses.replace(config, cas_epochs=2))
     prior.train_stage2(run)
@@ -2628,8 +3324,11 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, no_f
     assert again == m["cas"] == data.read_json(run / "metrics.json")["cas"]
     ncvqvae.train_stage1(run, config)
     own_data(tmp_path, length=33)  # the file changes under the run
-    for again in (lambda: ncvqvae.train_stage1(run, config), lambda: prior.train_stage2(run),
-                  lambda: evaluate.evaluate_run(run)):
+    for again in (
+        lambda: ncvqvae.train_stage1(run, config),
+        lambda: prior.train_stage2(run),
+        lambda: evaluate.evaluate_run(run),
+    ):
         with pytest.raises(InputError, match="stage1.pt: made with sha256"):
             again()
     stopped = tmp_path / "stopped/own/naive-none/seed1"  # more is asked than was measured
@@ -2668,19 +3367,26 @@ def test_a_torch_without_muon_is_refused_before_anything_runs(tmp_path, monkeypa
     python.write_text(f'#!/bin/sh\n[ "$2" = venv ] && exit 3\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     (tmp_path / "run.sh").write_text((HERE / "run.sh").read_text())
-    done = subprocess.run(["bash", tmp_path / "run.sh", "toy"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHON": str(python), "PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        ["bash", tmp_path / "run.sh", "toy"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": str(python), "PYTHONPATH": str(tmp_path)},
+    )
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == ("run.sh: torch 2.8.1, older than 2.9: installing requirements.txt into "
-                           ".venv\n")
+    assert done.stderr == (
+        "run.sh: torch 2.8.1, older than 2.9: installing requirements.txt into .venv\n"
+    )
 
 
 def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys):
     def allocate():
         torch.empty(10**15)
+
     for main in (allocate, lambda: np.empty(10**15)):
-        with pytest.raises(SystemExit,
-                           match="(memory|MemoryError: ).*; make a batch or a width smaller"):
+        with pytest.raises(
+            SystemExit, match="(memory|MemoryError: ).*; make a batch or a width smaller"
+        ):
             data.run_command(main)
     with pytest.raises(RuntimeError, match="bug"):  # ours stay visible
         data.run_command(lambda: (_ for _ in ()).throw(RuntimeError("bug")))
@@ -2688,8 +3394,9 @@ def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys
         monkeypatch.setenv("DEVICE", device)
         with pytest.raises(InputError, match=f"DEVICE={device}: cannot be used"):
             data.pick_device()
-    monkeypatch.setattr(data.fcntl, "flock",
-                        lambda *a: (_ for _ in ()).throw(OSError(38, "no flock")))
+    monkeypatch.setattr(
+        data.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(38, "no flock"))
+    )
     with data.hold(tmp_path):  # some network file systems
         assert "no lock; start no second process on it" in capsys.readouterr().err
 
@@ -2697,22 +3404,37 @@ def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys
 def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, no_figures):
     """One run, scored with one field changed at a time: which metrics move; no other does."""
     own = own_data(tmp_path, n_test=40)
-    base = tiny_config(dataset=own, stage1_steps=3, stage2_steps=20, fcn_epochs=2, cas_epochs=1,
-                       decode_steps=3, fcn_batch=20)
+    base = tiny_config(
+        dataset=own,
+        stage1_steps=3,
+        stage2_steps=20,
+        fcn_epochs=2,
+        cas_epochs=1,
+        decode_steps=3,
+        fcn_batch=20,
+    )
     run_all(tmp_path / "a/own/r/s", base)
     m = data.read_json(tmp_path / "a/own/r/s/metrics.json")
     near = {"precision", "recall", "density", "coverage"}
     samples = {"fid", "is", "cas", "nn_ratio"} | near
     of_fcn = {"fid", "fid_floor", "fid_recon", "is", "is_real", "fcn_accuracy"} | near
     both = of_fcn | {"cas", "cas_real"}
-    moves = {"decode_steps": (1, samples), "choice_temperature": (0.0, samples),
-             "guidance": (3.0, {"cas"}), "fcn_epochs": (1, of_fcn), "fcn_steps": (7, of_fcn),
-             "cas_epochs": (2, {"cas", "cas_real"}), "cas_steps": (23, {"cas", "cas_real"}),
-             "steps_per_class": (9, set()), "fcn_batch": (24, both),  # the former: epochs decide
-             "fcn_lr": (1e-2, both), "fcn_weight_decay": (9.0, both)}
+    moves = {
+        "decode_steps": (1, samples),
+        "choice_temperature": (0.0, samples),
+        "guidance": (3.0, {"cas"}),
+        "fcn_epochs": (1, of_fcn),
+        "fcn_steps": (7, of_fcn),
+        "cas_epochs": (2, {"cas", "cas_real"}),
+        "cas_steps": (23, {"cas", "cas_real"}),
+        "steps_per_class": (9, set()),
+        "fcn_batch": (24, both),  # the former: epochs decide
+        "fcn_lr": (1e-2, both),
+        "fcn_weight_decay": (9.0, both),
+    }
     names = [f.name for f in dataclasses.fields(Config)]
     # those two: tests of their own
-    assert {*names[names.index("stages"):]} == {*moves, "stages", "validate_epochs"}
+    assert {*names[names.index("stages") :]} == {*moves, "stages", "validate_epochs"}
     for name, (value, expected) in moves.items():
         run = tmp_path / f"{name}/own/r/s"
         run.mkdir(parents=True)
@@ -2723,11 +3445,15 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, no_figures
         # what is counted may stay by chance
         counted = {"fcn_accuracy", "cas", "cas_real"} | near
         assert expected - counted <= moved <= expected, (name, moved)
-        steps = {r["stage"]: r["step"] for r in data.read_log(run) if r.get("stage") == "cas"
-                 and "step" in r}
+        steps = {
+            r["stage"]: r["step"]
+            for r in data.read_log(run)
+            if r.get("stage") == "cas" and "step" in r
+        }
         assert steps == {"cas": {"cas_epochs": 100, "cas_steps": 23, "fcn_batch": 42}.get(name, 50)}
-        before, after = (np.load(folder / "samples.npz")["X"]
-                         for folder in (tmp_path / "a/own/r/s", run))
+        before, after = (
+            np.load(folder / "samples.npz")["X"] for folder in (tmp_path / "a/own/r/s", run)
+        )
         same = np.array_equal(before, after)
         assert same == (name not in ("decode_steps", "choice_temperature", "guidance")), name
 
@@ -2736,6 +3462,7 @@ def test_classifiers_take_more_steps_where_there_are_many_classes():
     def of(n_classes, n=301):
         x = torch.zeros(n, 8)
         return data.Dataset("x", 8, 0.0, 1.0, list(range(n_classes)), True, "", x, None, x, None)
+
     config = Config(fcn_steps=600, cas_steps=500, steps_per_class=20, seed=7)
     for n_classes, fcn_steps, cas_steps in ((2, 600, 500), (60, 1200, 1200)):
         fcn = evaluate.fcn_config(config, of(n_classes))
@@ -2771,11 +3498,15 @@ def test_a_second_process_on_a_run_folder_is_refused(tmp_path):
 
 def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
     own = own_data(tmp_path)
-    with pytest.raises(InputError,
-                       match=r"not finite at step \d+: .*before: step .*goes on from the last "
-                             r"saved step; if it stops at the same step again, try a smaller"):
-        ncvqvae.train_stage1(tmp_path / "nan", tiny_config(stage1_steps=30, stage1_lr=1e3,
-                                                           stage1_weight_decay=10, dataset=own))
+    with pytest.raises(
+        InputError,
+        match=r"not finite at step \d+: .*before: step .*goes on from the last "
+        r"saved step; if it stops at the same step again, try a smaller",
+    ):
+        ncvqvae.train_stage1(
+            tmp_path / "nan",
+            tiny_config(stage1_steps=30, stage1_lr=1e3, stage1_weight_decay=10, dataset=own),
+        )
     # after the last, finite, loss
     with pytest.raises(InputError, match="weights not finite at step 1"):
         model = torch.nn.Linear(1, 1)
@@ -2791,8 +3522,10 @@ def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
 
 def test_the_seed_reaches_the_first_weights_of_every_stage(tmp_path):
     """With a learning rate of nearly nothing what differs is where training started."""
-    still, weights = dict(stage1_steps=1, stage2_steps=1, stage1_lr=1e-12, stage2_lr=1e-12,
-                          fcn_lr=1e-12), []
+    still, weights = (
+        dict(stage1_steps=1, stage2_steps=1, stage1_lr=1e-12, stage2_lr=1e-12, fcn_lr=1e-12),
+        [],
+    )
     own = own_data(tmp_path)
     for seed in (1, 2):
         config, run = tiny_config(dataset=own, seed=seed, **still), tmp_path / str(seed)
@@ -2800,7 +3533,7 @@ def test_the_seed_reaches_the_first_weights_of_every_stage(tmp_path):
         fcn, _ = evaluate.train_fcn(torch.randn(9, 31), torch.arange(9) % 3, 3, config, run, "cas")
         weights.append([model.bands[0].encoder[0][0].weight, p.head[2].weight, fcn.head.weight])
         torch.testing.assert_close(p.embedding.weight, model.codebook(), atol=1e-6, rtol=0)
-    assert all((a - b).abs().max() > 1e-3 for a, b in zip(*weights))
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(*weights, strict=True))
 
 
 def test_tokens_drawn_in_training_come_from_the_frozen_tokenizer(tmp_path, monkeypatch):
@@ -2809,9 +3542,11 @@ def test_tokens_drawn_in_training_come_from_the_frozen_tokenizer(tmp_path, monke
     def spy(self, x, *drawn):
         modes.append((self.training, *drawn[:1]))
         return tokens(self, x, *drawn)
+
     monkeypatch.setattr(NCVQVAE, "tokens", spy)
-    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=3,
-                         token_temperature=0.5)
+    config = tiny_config(
+        dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=3, token_temperature=0.5
+    )
     ncvqvae.train_stage1(tmp_path / "r", config)
     prior.train_stage2(tmp_path / "r")
     assert modes == [(False,)] * 2 + [(False, 0.5)] * 3  # both splits' nearest, once; then draws
@@ -2824,13 +3559,16 @@ def test_the_same_seed_gives_the_same_prior(tmp_path):
     (tmp_path / "r/stage2.pt").unlink()
     torch.rand(3)
     second = prior.train_stage2(tmp_path / "r")
-    assert all(torch.equal(a, b)
-               for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_every_piece_of_the_copy_table_runs_in_an_empty_file(tmp_path):
     """README's rows `piece | names in file | imports | example`: source taken by name, alone."""
     import ast
+
     row = r"^\| [^|]+ \| ([^|]*` in `\w+\.py`) \| `([^`]+)` \| `([^`]+)` \|$"
     rows = re.findall(row, (HERE / "README.md").read_text(), re.M)
     assert len(rows) >= 8
@@ -2845,50 +3583,65 @@ def test_every_piece_of_the_copy_table_runs_in_an_empty_file(tmp_path):
             for name in re.findall(r"`(\w+)`", names):
                 node = defined[name]
                 first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-                pieces.append("\n".join(source.splitlines()[first - 1:node.end_lineno]))
+                pieces.append("\n".join(source.splitlines()[first - 1 : node.end_lineno]))
         text = "\n\n".join([imports.replace("; ", "\n"), *pieces, example])
         (tmp_path / f"{number}.py").write_text(text + "\n")
     code = "import runpy, sys\nfor file in sys.argv[1:]:\n    runpy.run_path(file)"
     files = [f"{n}.py" for n in range(len(rows))]
-    done = subprocess.run([sys.executable, "-I", "-c", code, *files], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, *files], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 # ---- download ----
+
 
 def ts_bytes(cut=None):
     lines = ["@data"] + [",".join(map(str, x)) + ":" + y for y, x in ROWS]
     return "\n".join(lines).encode()[:cut]
 
 
-def zip_bytes(*names, content=ts_bytes()):
-    import io, zipfile
+def zip_bytes(*names, content=None):
+    import io
+    import zipfile
+
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in names:
-            archive.writestr(name, content)
+            archive.writestr(name, ts_bytes() if content is None else content)
     return buffer.getvalue()
 
 
 GOOD_ZIP = zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts")
 MIRROR_FAULTS = {  # what the zip's address answers: status, body, promised length; the reason given
-    "404": (404, b"no", None, "404"), "html": (200, b"<html>hello</html>", None, "not a zip file"),
+    "404": (404, b"no", None, "404"),
+    "html": (200, b"<html>hello</html>", None, "not a zip file"),
     "empty": (202, b"", None, "answered 202, 0 bytes"),
-    "half a zip": (200, GOOD_ZIP[:len(GOOD_ZIP) // 2], None, "not a zip file"),
+    "half a zip": (200, GOOD_ZIP[: len(GOOD_ZIP) // 2], None, "not a zip file"),
     "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP), "324 missing|IncompleteRead"),
-    "climbing": (200, zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"), None,
-                 "no Mallat_TRAIN or _TEST"),
+    "climbing": (
+        200,
+        zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"),
+        None,
+        "no Mallat_TRAIN or _TEST",
+    ),
     "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None, "no Mallat_TRAIN or _TEST"),
-    "html in the zip": (200, zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"<html>"),
-                        None, "no @data line"),
+    "html in the zip": (
+        200,
+        zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"<html>"),
+        None,
+        "no @data line",
+    ),
 }
 
 
 @pytest.fixture
 def mirror(monkeypatch):
     """A local stand-in for both mirrors: paths -> (status, body, Content-Length)."""
-    import http.server, threading
+    import http.server
+    import threading
+
     answers = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -2901,6 +3654,7 @@ def mirror(monkeypatch):
 
         def log_message(self, *arguments):
             pass
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("UCR_MIRROR", f"http://127.0.0.1:{server.server_port}")

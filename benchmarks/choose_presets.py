@@ -133,7 +133,7 @@ def config_of(dataset, out, **fields):
 
 def classifier_of(dataset, folder, config):
     """The classifier behind FID and IS, trained where missing."""
-    fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, len(dataset.classes)))
+    fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, dataset))
     return fcn
 
 

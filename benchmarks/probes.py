@@ -87,7 +87,7 @@ def parts(run_dir):
     n_classes = len(dataset.classes)
     model, _ = load_stage1(run_dir, config, dataset)
     folder = Path(run_dir).parent.parent
-    fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, n_classes))
+    fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, dataset))
     samples = read_arrays(Path(run_dir) / "samples.npz", ("X", "X_unconditional", "y"))
     conditional = dataset.standardise(samples["X"][:, 0])
     unconditional = dataset.standardise(samples["X_unconditional"][:, 0])
