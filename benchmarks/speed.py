@@ -1,6 +1,6 @@
 """How long a step takes, against the same model in plain PyTorch.
 
-    python -m benchmarks.speed           # against textbook PyTorch, 15 minutes on 2 CPU cores
+    python -m benchmarks.speed           # stage 1 against textbook PyTorch, 10 minutes, 2 CPU cores
     python -m benchmarks.speed --bands   # one and two bands at the same length
     python -m benchmarks.speed --priors  # stage 2 and sampling by each preset
 
@@ -35,7 +35,6 @@ from data import (
     steps_per_epoch,
     use_fast_layout,
 )
-from evaluate import FCN
 from ncvqvae import NCVQVAE, pool
 from prior import Prior, band_losses, make_optimizers, mask_tokens, sample
 
@@ -182,24 +181,6 @@ def measure_prior(preset, n, L, precision="float32"):
     }
 
 
-def measure_fcn(B, L, precision="float32"):
-    """A step of the classifier."""
-    torch.manual_seed(0)
-    model = FCN(4, precision).to(DEVICE).train()
-    use_fast_layout(model)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    x = random_walks(B, L)
-    y = torch.arange(B, device=DEVICE) % 4
-
-    def step():
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return {"seconds": seconds(step)}
-
-
 def peak_gb():
     """Peak memory of this process, of the GPU where it runs on one."""
     if DEVICE.type == "cuda":
@@ -218,12 +199,7 @@ def device_name():
     return "CPU"
 
 
-MEASURES = {
-    "stage1": measure_stage1,
-    "stage2": measure_stage2,
-    "prior": measure_prior,
-    "fcn": measure_fcn,
-}
+MEASURES = {"stage1": measure_stage1, "stage2": measure_stage2, "prior": measure_prior}
 
 
 def run(kind, **arguments):
@@ -244,7 +220,7 @@ def run(kind, **arguments):
 
 
 def report():
-    """Steps against the textbook variant, and in both precisions."""
+    """Steps of stage 1 against the textbook variant, in both precisions."""
     print("### A stage-1 step against the same model in textbook PyTorch (float32)\n")
     lines = []
     for shape, (B, L, latent_width) in SHAPES.items():
@@ -260,21 +236,7 @@ def report():
                 peaks.append(f"{ours['peak_gb']:.2f}")
             lines.append([*line, " / ".join(peaks)])
     columns = ["shape, method", "textbook ms", "float32 ms", "bf16 ms", "peak GB"]
-    print(markdown(columns, lines), flush=True)
-
-    print("### Steps of stage 2 and of the classifier, ms\n")
-    lines = []
-    for name, kind, spec in (
-        ("stage 2, batch 256, 40 tokens", "stage2", {"B": 256, "sizes": [40]}),
-        ("stage 2, batch 256, 75 tokens", "stage2", {"B": 256, "sizes": [75]}),
-        ("classifier, batch 256, length 128", "fcn", {"B": 256, "L": 128}),
-    ):
-        line = [name]
-        for precision in PRECISIONS:
-            measured = run(kind, precision=precision, **spec)
-            line.append(f"{measured['seconds'] * 1e3:.0f}")
-        lines.append(line)
-    print(markdown(["step", *PRECISIONS], lines))
+    print(markdown(columns, lines))
 
 
 def report_bands():

@@ -244,7 +244,8 @@ def test_a_trial_runs_once(tmp_path, monkeypatch, capsys):
     assert (len(dataset.x_train), len(dataset.x_test)) == (32, 8)
     for _ in range(2):
         choose_presets.run_trials("classifier", dataset, tmp_path / "out", ["short"])
-    assert capsys.readouterr().out.startswith("classifier own-0 short fcn_steps=2")
+    (line,) = capsys.readouterr().out.splitlines()  # not one more
+    assert line.startswith("classifier own-0 short fcn_steps=2")
     assert len(list((tmp_path / "out").rglob("*.rows.json"))) == 1
 
 
