@@ -609,10 +609,17 @@ def pyplot():
             "font.size": 9,
             "legend.frameon": False,
             "savefig.dpi": 130,
-            "text.parse_math": False,  # a class may be called $0_$50
         }
     )
     return plt
+
+
+def as_it_is(label):
+    """A label for matplotlib, which reads $...$ as mathematics and keeps _... out of a legend."""
+    text = str(label).replace("$", r"\$")
+    if text.startswith("_"):
+        text = "\u200b" + text  # a space of no width
+    return text
 
 
 def draw_figures(run_dir, dataset, stage1, test, samples):
@@ -637,7 +644,8 @@ def draw_figures(run_dir, dataset, stage1, test, samples):
         try:
             plt = pyplot()
             figure, heading = draw(plt)
-            figure.suptitle(f"{heading}: {dataset.name}, {run_dir.parent.name}", x=0.02, ha="left")
+            title = f"{heading}: {as_it_is(dataset.name)}, {run_dir.parent.name}"
+            figure.suptitle(title, x=0.02, ha="left")
             figure.tight_layout()
             write_atomic(path, lambda file: figure.savefig(file, format="png"))  # noqa: B023
             plt.close(figure)
@@ -690,9 +698,7 @@ def scatter_classes(plt, axis, points, y, classes):
     few = len(classes) <= 10
     colours = plt.get_cmap("tab10" if few else "nipy_spectral")
     for k, label in enumerate(classes):
-        text = str(label)
-        if text.startswith("_"):  # which matplotlib leaves out of a legend
-            text = "\u200b" + text  # a space of no width
+        text = as_it_is(label)
         chosen = points[y == k]
         colour = colours(k if few else k / (len(classes) - 1))
         axis.scatter(chosen[:, 0], chosen[:, 1], s=7, alpha=0.7, lw=0, color=[colour], label=text)
@@ -744,7 +750,7 @@ def draw_series(plt, dataset, samples):
             if k is None:
                 series, name = of_any, "any class"
             else:
-                series, name = of_class[y == k], f"class {dataset.classes[k]}"
+                series, name = of_class[y == k], f"class {as_it_is(dataset.classes[k])}"
             series = dataset.to_original(series[some_rows(len(series), 50)])
             colour = "C0" if who == "samples" else "0.35"
             axis.plot(series.T, lw=0.5, alpha=0.4, color=colour)

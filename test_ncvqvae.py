@@ -1606,7 +1606,10 @@ def test_figures_of_a_collapsed_latent_space(tmp_path):
     assert (tmp_path / "figures/latents.png").stat().st_size > 1000
     plt = evaluate.pyplot()
     figure, _ = evaluate.draw_latents(plt, own, test["pooled"])
-    shown = [text.get_text().strip("\u200b") for text in figure.axes[1].get_legend().get_texts()]
+    shown = [
+        text.get_text().strip("\u200b").replace("\\$", "$")
+        for text in figure.axes[1].get_legend().get_texts()
+    ]
     assert shown == own.classes  # as they are
     figure.canvas.draw()
     plt.close(figure)

@@ -69,18 +69,11 @@ def runs_of(cells):
 # ---------------------------------------------------------------------------------------------
 
 
-def plotter():
-    """evaluate's pyplot, which shows a $ as it is, with the powers of ten of logarithmic axes."""
-    plt = pyplot()
-    plt.rcParams["text.parse_math"] = True
-    return plt
-
-
 def panels(count, **shared):
     """A figure with `count` axes in rows of three, room for a legend below."""
     n_rows = math.ceil(count / 3)
     size = (10, 0.8 + 2.7 * n_rows)
-    figure, axes = plotter().subplots(n_rows, 3, figsize=size, squeeze=False, **shared)
+    figure, axes = pyplot().subplots(n_rows, 3, figsize=size, squeeze=False, **shared)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, axes.flat[:count]
@@ -95,7 +88,7 @@ def name_models(figure, models=MODELS, with_published=True):
         entries.append(("published, mean ± std of four", grey | {"mfc": "none"}))
     handles = []
     for label, style in entries:
-        handles.append(plotter().Line2D([], [], ls="", ms=5, label=label, **style))
+        handles.append(pyplot().Line2D([], [], ls="", ms=5, label=label, **style))
     figure.legend(handles=handles, loc="lower center", ncol=min(5, len(handles)))
 
 
@@ -122,7 +115,7 @@ def scores(cells, metrics):
     Figures 6.1, 6.3, 6.9, 6.10.
     """
     size = (10, 1 + 2.3 * len(metrics))
-    figure, axes = plotter().subplots(len(metrics), 1, figsize=size, sharex=True, squeeze=False)
+    figure, axes = pyplot().subplots(len(metrics), 1, figsize=size, sharex=True, squeeze=False)
     for axis, metric in zip(axes[:, 0], metrics, strict=True):
         for i, ((dataset, _), models) in enumerate(cells.items()):
             for j, model in enumerate(MODELS):
@@ -144,7 +137,7 @@ def scores(cells, metrics):
 
 def gains(cells):
     """A row a dataset: naive -> the mean of the non-contrastive models, in KNN and SVM."""
-    figure, axes = plotter().subplots(1, 2, figsize=(10, 4), sharey=True)
+    figure, axes = pyplot().subplots(1, 2, figsize=(10, 4), sharey=True)
     others_look = {"color": "C0", "marker": "s"}
     for axis, metric in zip(axes, ("knn", "svm"), strict=True):
         for i, ((dataset, _), models) in enumerate(cells.items()):
@@ -248,7 +241,7 @@ def final_ssl(results, row, method):
 
 def zeta(swept):
     """The metrics of stage 1 over ζ, a line a model and dataset. Figures 6.22 to 6.24."""
-    figure, axes = plotter().subplots(1, 3, figsize=(10, 3.6))
+    figure, axes = pyplot().subplots(1, 3, figsize=(10, 3.6))
     for (dataset, method, augmentation, _), runs_at in swept.items():
         weights = sorted(weight for name, weight in runs_at if name == "zeta")
         label = f"{dataset}, {method} {augmentation}"
@@ -262,7 +255,7 @@ def zeta(swept):
 
 def costs(cells):
     """Minutes of stage 1 by model, and parameters by method. Figure 6.25."""
-    figure, (left, right) = plotter().subplots(1, 2, figsize=(10, 3.4))
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 3.4))
     for _, model, row in runs_of(cells):
         left.plot(MODELS.index(model), row["seconds_stage1"] / 60, ls="", ms=4, **look(model))
     left.set(title="Stage 1, a point a run of any dataset", ylabel="minutes", yscale="log")
