@@ -65,7 +65,7 @@ def errors_naming(what):
         yield
     except Exception as error:  # a cut, foreign or hostile file raises many kinds
         reason = first_line(error)
-        names_it = reason.startswith(str(what))  # an InputError, which says all already
+        names_it = reason.startswith(str(what))  # an InputError of ours, which says all already
         if not names_it:
             reason = f"{what}: cannot be used ({reason}); mend or remove it"
         raise InputError(reason) from None
@@ -236,7 +236,8 @@ class Config:
         return {name: values[name] for name in names[: last + 1]}
 
 
-# A result depends on all fields of Config down to this one, a classifier on FCN_FIELDS only.
+# A result depends on all fields of Config down to this one but those that settings_of leaves out; a
+# classifier depends on FCN_FIELDS only.
 LAST_FIELD = {
     "stage1": "projector_dim",
     "stage2": "token_temperature",
@@ -311,7 +312,7 @@ def make_config(args, start=None, **fixed):
     if "dataset" in given:
         given["dataset"] = resolve_dataset(given["dataset"])
     values = dict(start or {})
-    if args.preset or not start:
+    if args.preset or not start:  # a run's own settings, start, stay unless --preset is given
         toy = given.get("dataset", Config.dataset) == "toy"
         values |= PRESETS[args.preset or ("toy" if toy else "thesis")]
     for stage in ("stage1", "stage2", "fcn", "cas"):
@@ -373,7 +374,9 @@ class Dataset:
     def label(self, word):
         """Index of the class that the data calls `word`. InputError for an unknown one."""
         words = [str(c) for c in self.classes]
-        word = str(parse_label(str(word)))
+        word = str(word)
+        if word not in words:
+            word = str(parse_label(word))  # "1.0" finds class 1
         if word not in words:
             raise InputError(f"class {word}: {self.name} has {', '.join(words) or 'none'}")
         return words.index(word)
@@ -386,7 +389,7 @@ def load_dataset(name, root=None):
     and row, for NaN, one class, too few or too short series, or a label of the test split alone.
     """
     name = resolve_dataset(name)
-    files = (f"{name}, train", f"{name}, test")
+    files = (f"{name}, train", f"{name}, test")  # as messages call them where there are none
     if name == "toy":
         splits = [toy_split(seed) for seed in (0, 1)]
     elif name.endswith(".npz"):
@@ -397,6 +400,8 @@ def load_dataset(name, root=None):
         splits = [read_split(file) for file in files]
         name = Path(name).name
     (x_train, words_train), (x_test, words_test) = splits
+    if (words_train is None) != (words_test is None):
+        raise InputError(f"{name}: one split has labels, the other has none; give both or neither")
     check_shapes(name, x_train, x_test)
     if words_train is None:
         classes = []
@@ -484,7 +489,7 @@ def index_labels(name, files, words_train, words_test):
         labels = [words_train, words_test]  # a mixture of numbers and words is words
     classes = sorted(set(labels[0]), key=lambda label: (isinstance(label, str), label))
     index = {label: k for k, label in enumerate(classes)}
-    one_class = len(classes) < 2
+    one_class = len(classes) < 2  # then the first series is named
     for file, split in zip(files, labels, strict=True):
         for row, label in enumerate(split, 1):
             missing = str(label).lower() in ("", "nan", "none", "?")
@@ -673,15 +678,18 @@ def read_split(path):
     else:
         labelled = True
     rows, labels = [], []
+    may_be_header = path.suffix == ".csv"  # the first line alone
     for number, line in lines:
         if not line.strip():
             continue
         where = f"{path}, row {number}"
         if re.search("[\udc80-\udcff]", line):  # what surrogateescape makes of other bytes
             raise InputError(f"{where}: not UTF-8; save it as UTF-8")
-        if path.suffix == ".csv" and not rows and is_header(line):
+        if may_be_header and is_header(line):
+            may_be_header = False
             labelled = line.split(",")[0].strip().strip('"').lower() in LABEL_COLUMNS
             continue
+        may_be_header = False
         label, values = split_line(where, path.suffix, line.strip(), labelled)
         if rows and len(values) != len(rows[0]):
             raise InputError(
@@ -694,6 +702,8 @@ def read_split(path):
     return np.stack(rows), labels if labelled else None
 
 
+# Cells of a table that hold no number.
+MISSING = ("", "?", "nan", "NaN", "NA", "None", "null")
 LABEL_COLUMNS = ("label", "labels", "class", "y", "target")
 
 
@@ -745,7 +755,7 @@ def split_line(where, suffix, line, labelled):
             raise InputError(f"{where}: expects tabs between values; .csv has commas, .txt blanks")
         label = cells.pop(0) if labelled else None
     for column, cell in enumerate(cells, 1):
-        if cell.strip() in MISSING and cell.strip().lower() != "nan":
+        if cell.strip() in MISSING and cell.strip().lower() != "nan":  # nan is refused later
             raise InputError(f"{where}: value {column} is missing; fill the gap or remove the row")
         if "_" in cell:  # to Python 1_0 is 10
             raise InputError(f"{where}: {cell.strip()} is no number")
@@ -764,13 +774,10 @@ def is_header(line):
     names = [cell for cell in cells[1:] if isinstance(cell, str) and cell not in MISSING]
     if names:  # label,t0,t1,...
         return True
-    counted = list(range(len(cells)))
+    column_numbers = list(range(len(cells)))  # what pandas writes where columns have no names
     if isinstance(cells[0], str):  # label,0,1,2,...
-        return cells[1:] == counted[:-1]
-    return cells == counted  # 0,1,2,...: pandas counts columns so
-
-
-MISSING = ("", "?", "nan", "NaN", "NA", "None", "null")
+        return cells[1:] == column_numbers[:-1]
+    return cells == column_numbers
 
 
 # ---- Download: what can be read is moved into place ----
@@ -860,8 +867,8 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
     s = _uniform(x, (B, 1), low, high, generator)  # (B, 1)
     a = (_uniform(x, (B, 1), 0, 1, generator) * (L - w)).floor()  # (B, 1) in 0 .. L-1-w
     j = torch.arange(L, device=x.device, dtype=x.dtype)  # (L)
-    tau = j * ((L - 1 + (s - 1) * w) / (L - 1))  # (B, L) places on the stretched axis
-    i_in_window = a + (tau - a) / s  # tau solved for i
+    tau = j * ((L - 1 + (s - 1) * w) / (L - 1))  # (B, L) the stretched place of output j
+    i_in_window = a + (tau - a) / s  # the i with tau(i) = tau
     i_after = tau - (s - 1) * w
     i = torch.where(tau < a + s * w, i_in_window, i_after)
     i = torch.where(tau < a, tau, i)  # (B, L) places in x
@@ -881,7 +888,7 @@ def slice_and_shuffle(x, generator=None, pieces=4):
     cuts = 1 + draws.argsort(1)[:, : pieces - 1]  # (B, pieces-1)
     place = torch.rand(B, pieces, generator=generator, device=x.device).argsort(1)  # (B, pieces)
     i = torch.arange(L, device=x.device)  # (L)
-    piece = (i >= cuts[:, :, None]).sum(1)  # (B, L) how many cuts lie before i
+    piece = (i >= cuts[:, :, None]).sum(1)  # (B, L) how many cuts lie at or before i
     new_place = place.gather(1, piece)  # (B, L) of the piece that i lies in
     order = (new_place * L + i).argsort(1)  # by the piece's new place, in it by the old order
     return x.gather(1, order)
@@ -916,8 +923,9 @@ def phase_shift(x, generator=None, limit=math.pi / 4):
 def roundtrip(x, generator=None):
     """Set the last L mod 8 samples to 0, as the published views have them (ledger 18).
 
-    There a view goes through an STFT of hop 8 and back. The inverse, not told the length, ends with
-    the last whole hop, and zeros are put after it. Else the round trip is exact, so it is left out.
+    The authors' program sends a view through an STFT of hop 8 and back. The inverse, not told the
+    length, ends with the last whole hop, and zeros are put after it. Apart from that tail the round
+    trip changes nothing, so only the zeros are made here.
     """
     tail = x.shape[1] % 8
     return torch.nn.functional.pad(x[:, : x.shape[1] - tail], (0, tail))
@@ -991,7 +999,7 @@ def pick_device(precision="float32"):
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with errors_naming(f"DEVICE={name}"):
         tensor = torch.ones(1, device=name)  # fails where there is no such device
-        device = torch.Generator(tensor.device).device  # or one without random numbers (meta)
+        device = torch.Generator(tensor.device).device  # fails where it has no random numbers
         if device.type == "cuda":
             torch.cuda.set_device(device)  # cuda:1: else some calls go to the first
     return device
@@ -1278,7 +1286,7 @@ class Training:
         return self.step % self.log_every == 0 or self.step in (1, self.total_steps)
 
     def just_ended(self, epochs):
-        """Did the step just taken end the schedule, or another so many epochs? Never for 0."""
+        """Was the step just taken the last one, or the end of every `epochs`-th epoch? 0: never."""
         if epochs == 0:
             return False
         return self.step == self.total_steps or self.step % (epochs * self.steps_per_epoch) == 0
@@ -1349,7 +1357,7 @@ class Training:
             self.started -= state["seconds"]  # spent before the interruption
 
     def _start_log(self):
-        # What was logged behind the resume file will be logged again: drop it.
+        # What was logged after the resume file was saved will be logged again: drop it.
         kept = []
         for record in read_log(self.folder):
             if record.get("stage") != self.stage or record.get("step", 0) <= self.step:

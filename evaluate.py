@@ -169,8 +169,8 @@ class FCN(nn.Module):
 def train_fcn(x, y, n_classes, config, folder, name):
     """Train an FCN on x (n, L), y (n,) in 0..K-1 -> FCN in eval mode, and its Training.
 
-    The caller writes a checkpoint by training.finish, or drops its resume file. AdamW, cosine, all
-    steps, as published (ledger 15). name: of its lines in the log, and of its files.
+    The caller writes a checkpoint by training.finish, or drops the resume file. AdamW, cosine, the
+    last step's weights, as published (ledger 15). name: of its lines in the log and of its files.
     """
     device = pick_device(config.precision)
     torch.manual_seed(config.seed)
@@ -205,8 +205,13 @@ def train_fcn(x, y, n_classes, config, folder, name):
     return model.eval().requires_grad_(False), training
 
 
+# Where steps decide, epochs do not. They get a fixed value, as dataset_fcn hashes the settings into
+# the name of its file.
+UNUSED_EPOCHS = Config.fcn_epochs
+
+
 def fcn_config(config, dataset):
-    """The config of the classifier behind FID and IS. Its seed is 0: all runs share it."""
+    """The config of the classifier behind FID and IS. Its seed is 0, so that all runs share it."""
     steps = classifier_steps(
         config, config.fcn_steps, config.fcn_epochs, len(dataset.x_train), len(dataset.classes)
     )
@@ -214,17 +219,13 @@ def fcn_config(config, dataset):
 
 
 def cas_config(config, dataset, n):
-    """The config of a classifier trained on n generated series, or as long on any other series."""
+    """The config of CAS's classifier, trained on n generated series: its steps in fcn_steps."""
     steps = classifier_steps(config, config.cas_steps, config.cas_epochs, n, len(dataset.classes))
     return replace(config, fcn_steps=steps, fcn_epochs=UNUSED_EPOCHS)
 
 
-# Where steps decide, epochs do not: one value for all, so that they change no file's name.
-UNUSED_EPOCHS = Config.fcn_epochs
-
-
 def classifier_steps(config, steps, epochs, n, n_classes):
-    """Steps of a classifier: `steps`, or more for many classes; if it is 0, epochs of n series."""
+    """How many steps: `steps`, at least steps_per_class a class; where steps is 0, epochs of n."""
     if steps == 0:
         return epochs * steps_per_epoch(n, config.fcn_batch)
     return max(steps, config.steps_per_class * n_classes)
@@ -327,7 +328,7 @@ def precision_recall_density_coverage(real, fake, k=5):
     return {
         "precision": in_real_ball.any(0).double().mean().item(),
         "recall": in_fake_ball.any(1).double().mean().item(),
-        "density": in_real_ball.double().sum(0).mean().item() / k,
+        "density": in_real_ball.double().sum(0).mean().item() / min(k, len(real) - 1),
         "coverage": in_real_ball.any(1).double().mean().item(),
     }
 
@@ -348,7 +349,7 @@ def classification_accuracy_score(x, y, dataset, config, folder):
 
 
 def nearest_neighbour_ratio(generated, train, test):
-    """Mean distance generated -> nearest train over that of test -> nearest train; all (n, L).
+    """d(generated) / d(test), d being the mean distance to the nearest train series; all (n, L).
 
     Generated series are smooth, and smooth series lie nearer to others. So compare the ratio with
     that of reconstructed test series: a smaller one hints at memorising (§6.4). None where every
@@ -376,7 +377,7 @@ def memorising(generated, dataset, x_hat=None):
     ratio = nearest_neighbour_ratio(generated, x_train, x_test)
     scores = {"nn_ratio": ratio}
     if x_hat is None:
-        yardstick = 0.5  # a moving average of real series alone makes 0.76 to 0.95
+        yardstick = 0.5  # real series that are merely smoothed have ratios of 0.76 to 0.95
         whose = "half of what test series have"
     else:
         yardstick = nearest_neighbour_ratio(x_hat, x_train, x_test)
@@ -403,12 +404,12 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     if not dataset.classes:
         return scores  # what is left needs a classifier
     n = len(generated)
-    if n < 256:  # the fewest that the published program scores
+    if n < 256:  # the fewest that the published program draws
         warn(
             f"{n} series are few: their FID is too high and their IS too low; compare them with "
             "fid_floor and is_real, which are those of as many real series"
         )
-    root = Path(folder).parent.parent
+    root = Path(folder).resolve().parent.parent
     fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, dataset))
     real, p_real = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
     fake, p_fake = classify(fcn, generated)
@@ -416,13 +417,13 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     n_train, n_test = len(dataset.x_train), len(dataset.x_test)
     too_few = n_train < n
     rows = np.random.default_rng(0).choice(n_train, n, replace=too_few)
-    floor, _ = classify(fcn, dataset.x_train[rows])
-    p_real_n = p_real
+    real_train, _ = classify(fcn, dataset.x_train[rows])  # features (n, P)
+    p_real_n = p_real  # of n series, or of the whole test split where it has fewer
     if n < n_test:
         p_real_n = p_real[np.random.default_rng(0).permutation(n_test)[:n]]
     fcn_accuracy = accuracy(p_real, dataset.y_test)
     scores["fid"] = frechet_distance(fake, real)
-    scores["fid_floor"] = frechet_distance(floor, real)
+    scores["fid_floor"] = frechet_distance(real_train, real)
     scores["is"] = inception_score(p_fake)
     scores["is_real"] = inception_score(p_real_n)
     scores["fcn_accuracy"] = fcn_accuracy
@@ -433,6 +434,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     if labels is not None:
         scores["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
         # What CAS could reach: the same training on the real train split.
+        # seed 0, so that all runs share it.
         cas_real_config = replace(cas_config(config, dataset, len(conditional)), seed=0)
         fcn, _, _ = dataset_fcn(root, dataset, cas_real_config)
         scores["cas_real"] = accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
@@ -446,7 +448,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
 
 def evaluate_run(run_dir, config=None):
     """Write metrics.json, samples.npz and figures/ of a run folder -> metrics, a dict."""
-    run_dir = Path(run_dir)
+    run_dir = Path(run_dir).resolve()  # score_samples looks two folders up
     config = config or read_config(run_dir)
     start = time.time()
     pick_device(config.precision)  # sets what float32 means
@@ -484,7 +486,8 @@ def evaluate_run(run_dir, config=None):
             run_dir,
             test["x_hat"],
         )
-        metrics["n_generated"] = samples["n_generated"]
+        in_file = samples["conditional"] if dataset.classes else samples["generated"]
+        metrics["n_generated"] = len(in_file)  # series of X in samples.npz
     metrics |= {
         "seconds_evaluate": time.time() - start,
         "stages": config.stages,
@@ -498,14 +501,15 @@ def evaluate_run(run_dir, config=None):
 def finished_metrics(path, config, dataset):
     """The dict of metrics.json where it has all that this config asks for, else None.
 
-    InputError where it is of other settings or data. A full one answers --stages 1 too.
+    InputError where it is of other settings or data. One of both stages serves --stages 1 too, and
+    then only the settings of stage 1 have to agree.
     """
     if not path.exists():
         return None
     metrics = read_json(path)
     stages = metrics.get("stages", 0)
-    both_are_full = stages == 2 and config.stages == 2
-    wanted = config.settings_of("metrics" if both_are_full else "stage1")
+    both_have_stage2 = stages == 2 and config.stages == 2
+    wanted = config.settings_of("metrics" if both_have_stage2 else "stage1")
     wanted["sha256"] = dataset.sha256
     check_same(path, metrics.get("config") or {}, wanted)
     if stages < config.stages:
@@ -565,12 +569,10 @@ def draw_samples(prior, stage1, dataset, config):
     no_class = torch.full((max(n_test, 256),), prior.no_class)
     generated = sample(prior, stage1, no_class, generators[0], config)[:n_test]
     samples = {"generated": generated, "conditional": None, "labels": None}
-    samples["n_generated"] = n_test
     if dataset.classes:
         labels = class_proportions(dataset.y_train, max(1000, len(dataset.y_train)))
         samples["labels"] = labels
         samples["conditional"] = sample(prior, stage1, labels, generators[1], config)
-        samples["n_generated"] = len(labels)
     return samples
 
 

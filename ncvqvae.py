@@ -15,7 +15,7 @@ frames of z (W halved n times), D channels and code dimension (64), K codes of a
 tokens of a band, P projector dimension (4096).
 
 "Ledger 4" is row 4 of the ledger in README.md, which says where the thesis' text, the authors'
-program and this code differ; "drafts" are the project thesis and notes that came before.
+program and this code differ. "Drafts" are the project thesis and notes that came before.
 """
 
 import math
@@ -78,10 +78,10 @@ def istft(u, n_fft, length):
 
 
 def n_downsampling(length, latent_width):
-    """How often the encoder halves the frames: n >= 1, 2^n the largest power of two up to a ratio.
+    """Number n of halvings: the largest with 2^n <= L / (2 latent_width), rounded, but at least 1.
 
-    The ratio is L / (2 latent_width), rounded, as u has L/2 frames (n_fft 8). So latent_width is
-    an aim, no promise: W' is about one to two times as wide.
+    u has L/2 frames (n_fft 8), so W' is about 1 to 2 times latent_width; less for short series,
+    where L < 4 latent_width.
     """
     ratio = round(length / (2 * latent_width))
     n = int(math.log2(max(1, ratio)))
@@ -124,9 +124,9 @@ class HalvingConv(nn.Conv2d):
         super().__init__(in_channels, width, kernel_size=(3, 4), stride=(1, 2))
 
     def forward(self, x):
-        # Replicated borders are the program's. NOTE: where W is odd, no output reads a column added
-        # on the right. It is left out, because oneDNN's bf16 kernel for AMX (torch 2.13) multiplies
-        # such a column with memory that nobody wrote: NaN.
+        # The authors' program replicates borders (the thesis: zeros). NOTE: where W is odd, steps
+        # of 2 never reach a column added on the right. It is left out, because oneDNN's bf16 kernel
+        # for AMX (torch 2.13) multiplies such a column with memory that nobody wrote: NaN.
         even = x.shape[3] % 2 == 0
         right = 1 if even else 0
         return super().forward(F.pad(x, (1, right, 1, 1), mode="replicate"))
@@ -176,8 +176,8 @@ class VectorQuantizer(nn.Module):
     """Nearest code, straight-through gradient, codes that follow their vectors' moving average.
 
     z (B, D, H, W) -> z_q like z in float32, indices int64 (B, H, W), commitment loss (mean,
-    eq. 4.1). In training the codebook moves after it was used. Its moving average takes the place
-    of a gradient step on eq. 4.1's first half, sg[z] against z_q.
+    eq. 4.1). In training the codebook moves after it was used: a code is the moving average of the
+    z that chose it. This replaces the gradient of eq. 4.1's first term, |sg[z] - z_q|^2.
     """
 
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
@@ -186,8 +186,8 @@ class VectorQuantizer(nn.Module):
         self.eps = eps
         codebook = torch.randn(n_codes, dim)  # the scale of z, behind a BatchNorm
         self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
-        # NOTE(ledger 4): started at 0, the count of a code that batch 1 does not use is about eps,
-        # so e_k is huge, and no z is near it, until m_k has decayed for some 100 steps.
+        # NOTE(ledger 4): started at 0, a code unused in batch 1 has N_k of about eps. So e_k is
+        # huge and never the nearest, until m_k has decayed for some 100 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
         self.register_buffer("sums", codebook.clone())  # (K, D) m_k
 
@@ -280,8 +280,8 @@ def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma
         off_diagonal, _ = _correlation_terms(unit, unit)
         return off_diagonal / z.shape[1] ** 2
 
-    # NOTE(ledger 5): eq. 3.9 sums over features, the mean is that over P; --similarity-weight
-    # 102400 (25 P) restores the sum.
+    # NOTE(ledger 5): eq. 3.9 sums over features, the code's mean is 1/P of that sum;
+    # --similarity-weight 102400 (25 P) restores it.
     # NOTE(ledger 6): eq. 3.13 has 1/(B-1); --covariance-weight 0.0062, 100 / (B-1)^2 for a batch of
     # 128, restores that.
     s = F.mse_loss(z1, z2)  # eq. 3.9
@@ -291,14 +291,15 @@ def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma
 def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     """Whiten feature groups over the batch. z (B, P) float -> (B, P). §3.3.2; Huang et al. 2019.
 
-    groups: how many, G, of d = P / G features each. ValueError where groups does not divide P.
-    There are no running averages, as only training needs it.
+    groups: the number G of groups, of d = P / G features each. ValueError where it does not divide
+    P. There are no running averages, as only training needs it.
     """
     B, P = z.shape
     if P % groups:
         raise ValueError(f"{groups} groups do not divide {P} features")
-    x = (z - z.mean(0)).T.reshape(groups, P // groups, B)  # (G, d, B)
-    eye = torch.eye(P // groups, dtype=z.dtype, device=z.device)  # (d, d)
+    d = P // groups
+    x = (z - z.mean(0)).T.reshape(groups, d, B)  # (G, d, B)
+    eye = torch.eye(d, dtype=z.dtype, device=z.device)  # (d, d)
     covariance = x @ x.transpose(1, 2) / B + eps * eye  # (G, d, d)
     trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]  # (G, 1, 1)
     s = covariance / trace  # eigenvalues in (0, 1]
@@ -452,15 +453,15 @@ class NCVQVAE(nn.Module):
         for band, z in zip(self.bands, latents, strict=True):
             with self._autocast(z):
                 part = band.decoder(z, frames)
-            # The decoder's other bins are set to zero (§3.1.1). Summed in float32, as the gradients
-            # of both errors meet here.
+            # The decoder's other bins are set to zero (§3.1.1, u_LF and u_HF of eq. 3.2). In
+            # float32, as the gradients of the error in time and of that in frequency add up here.
             u = u + band.mask * part.float()
         return u, istft(u, self.config.n_fft, self.length)
 
     def ssl_loss(self, latents, latents_aug):
         """eta · L_SSL of eq. 4.5 of two lists of latents (B, D, H, W'), pooled and projected."""
         config = self.config
-        pooled = torch.cat([pool(z) for z in latents], 1)  # (B, 2D of each band)
+        pooled = torch.cat([pool(z) for z in latents], 1)  # (B, bands * 2D)
         pooled_aug = torch.cat([pool(z) for z in latents_aug], 1)
         with self._autocast(pooled):
             p1, p2 = self.projector(pooled, pooled_aug)  # (B, P) each
@@ -482,7 +483,7 @@ class NCVQVAE(nn.Module):
         z_q, tokens, commitment = self.quantize(z)
         u_hat, x_hat = self.decode(z_q)  # the gradient goes straight through
         terms = {
-            "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2, 3.2
+            "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2; of two bands the sum's (ledger 33)
             "recon_freq": F.mse_loss(u_hat, u),
             "commitment": self.config.beta * commitment,  # eq. 4.1
         }
@@ -502,7 +503,7 @@ class NCVQVAE(nn.Module):
         return loss, {name: term.detach() for name, term in terms.items()}, tokens
 
     def codebook(self):
-        """The codes of all bands, float32 (bands K, D)."""
+        """The codes of all bands, float32 (bands * K, D)."""
         return torch.cat([band.quantizer.codebook for band in self.bands])
 
     @torch.no_grad()
@@ -543,8 +544,8 @@ def gumbel(shape, generator, device):
 def encode_split(model, x, batch=256):
     """One pass of a split x (n, L) through stage 1, in the model's mode -> dict of CPU tensors.
 
-    pooled (n, bands D): z_q averaged over H and W'; tokens (n, N); x_hat (n, L); errors (n, 2): the
-    MSE of each series in time and in frequency.
+    pooled (n, bands * D): z_q averaged over H and W'; tokens (n, N); x_hat (n, L); errors (n, 2):
+    the MSE of each series in time and in frequency.
     """
     device = next(model.parameters()).device
     parts = {"pooled": [], "tokens": [], "x_hat": [], "errors": []}
@@ -555,7 +556,7 @@ def encode_split(model, x, batch=256):
         u_hat, x_hat = model.decode(z_q)  # (B, 2, H, W), (B, L)
         error_time = (x_hat - part).square().mean(1)  # (B)
         error_frequency = (u_hat - u).square().mean((1, 2, 3))  # (B)
-        pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)  # (B, bands D)
+        pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)  # (B, bands * D)
         parts["pooled"].append(pooled.cpu())
         parts["tokens"].append(tokens.cpu())
         parts["x_hat"].append(x_hat.cpu())
@@ -619,8 +620,8 @@ def train_stage1(run_dir, config, dataset=None):
         optimizer.step()
         training.step_done(loss, **terms)
 
-        one_code_a_band = len(model.bands)
-        if training.just_logged and len(tokens.unique()) == one_code_a_band:
+        fewest_codes = len(model.bands)  # one in each band
+        if training.just_logged and len(tokens.unique()) == fewest_codes:
             warn(
                 f"step {training.step}: the codebook collapsed to one code; try another --seed or "
                 "a smaller --stage1-lr"

@@ -78,7 +78,7 @@ class Block(nn.Module):
 class Prior(nn.Module):
     """p(token | unmasked tokens, class). §4.1.2, Table 5.1.
 
-    tokens: int64 (B, N), of all bands, or of the low band alone, which comes first.
+    tokens: int64 (B, N) of all bands; or of the low band alone, to predict it without the high one.
     mask: bool (B, N), True where a token is masked and so not looked at.
     labels: int64 (B,) in 0..n_classes; n_classes itself means "no class".
     Returns logits, float32 (B, N, K). sizes: how many tokens each band has.
@@ -143,7 +143,7 @@ def mask_tokens(tokens, generator=None):
     r = 1 - torch.rand(B, 1, generator=generator, device=tokens.device)  # (0, 1]
     count = (torch.cos(r * (math.pi / 2)) * N).ceil().clamp(1, N)  # (B, 1)
     order = torch.rand(B, N, generator=generator, device=tokens.device).argsort(1)
-    rank = order.argsort(1)  # (B, N) of each position in a random order
+    rank = order.argsort(1)  # (B, N) a random permutation in each row
     return rank < count
 
 
@@ -167,8 +167,8 @@ def band_losses(prior, tokens, masks, labels, loss_on="masked"):
     start = 0
     for mask in masks:
         end = start + mask.shape[1]
-        masked = F.pad(mask, (start, 0))  # (B, end) False, so visible, in the band before
-        logits = prior(tokens[:, :end], masked, labels)[:, start:]  # (B, n, K)
+        mask_so_far = F.pad(mask, (start, 0))  # (B, end) False, so visible, in the band before
+        logits = prior(tokens[:, :end], mask_so_far, labels)[:, start:]  # (B, end - start, K)
         counted = mask if loss_on == "masked" else torch.ones_like(mask)  # ledger 7
         loss = loss + masked_cross_entropy(logits, tokens[:, start:end], counted) / len(masks)
         start = end
@@ -179,7 +179,7 @@ def band_losses(prior, tokens, masks, labels, loss_on="masked"):
 def prior_loss(prior, tokens, labels, seed=0):
     """band_losses of a split's tokens (n, N), one seeded mask a series, as a float. §6.2.3.
 
-    Batches are weighted by their masked tokens: of one band that is the mean over all of them.
+    A batch weighs as much as it has masked tokens. With one band this is the mean over all of them.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed)
     masks = [mask_tokens(part, generator) for part in tokens.split(prior.sizes, 1)]
@@ -324,9 +324,9 @@ def fill_masked(logits_of, tokens, mask, generator=None, steps=10, choice_temper
 
     logits_of: any model, called with tokens and mask, which returns logits (B, N, K).
     tokens: int64 (B, N). mask: bool (B, N), True where a token is to be filled; the others stay.
-    Returns tokens int64 (B, N). After pass t = 0 .. T-1 the floor(cos(pi (t+1) / 2T) M) least
-    confident of the M masked ones are masked again, none after the last (eq. 3.6, which prints
-    ceil and counts t from 1: ledger 27).
+    Returns tokens int64 (B, N). Pass t = 0 .. T-1 ends by masking floor(cos(pi (t+1) / 2T) M) of
+    the M again, the least confident, none in the last pass. Eq. 3.6 prints ceil(gamma(t/T) N)
+    (ledger 27).
     """
     n_to_fill = mask.sum(1, keepdim=True)  # (B, 1) M
     for t in range(steps):
@@ -405,7 +405,7 @@ def sample(prior, stage1, labels, generator=None, config=None):
 
 
 def class_proportions(y, total):
-    """Labels (total,) in the proportions of y (n,) to within one. total >= n: none forgotten."""
+    """Labels (total,) in the shares of y (n,), to within one series; all classes if total >= n."""
     places = torch.arange(total) * len(y) // total  # evenly spaced in the sorted labels
     return y.sort().values[places]
 

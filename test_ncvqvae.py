@@ -1501,6 +1501,8 @@ def test_precision_recall_density_and_coverage_against_loops():
     assert set(far.values()) == {0.0}
     copies = evaluate.precision_recall_density_coverage(real, real[:1].repeat(20, 1))
     assert copies["precision"] == 1 and copies["coverage"] < 0.3  # near the data, little of it
+    two = evaluate.precision_recall_density_coverage(real[:2], real[:2])
+    assert two["density"] == 2 and two["coverage"] == 1  # each in both balls, of one neighbour
     with pytest.raises(ValueError, match="at least 2 rows"):
         evaluate.precision_recall_density_coverage(real, fake[:1])
 
@@ -2713,6 +2715,18 @@ def test_own_data_as_a_csv_a_split(tmp_path, header, labelled):
     assert (d.name, d.length, d.classes) == ("mine", *((8, [1, 2]) if labelled else (9, [])))
     assert d.x_train.shape == (3, d.length)
     assert data.load_dataset("mine", tmp_path).sha256 == d.sha256  # as a set of the archive
+
+
+def test_labels_of_one_split_alone_are_refused_and_words_are_found_as_they_are(tmp_path):
+    x = "0,1,2,3,4,5,6,7"
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine_TRAIN.csv").write_text(f"01,{x}\n02,{x[::-1]}\nA,{x}\n")
+    (folder / "mine_TEST.csv").write_text(f"01,{x}\nA,{x}\n")
+    assert data.load_dataset(str(folder)).label("01") == 0
+    (folder / "mine_TEST.csv").write_text(f"a,b,c,d,e,f,g,h\n{x}\n{x}\n")
+    with pytest.raises(InputError, match="mine: one split has labels, the other has none"):
+        data.load_dataset(str(folder))
 
 
 def test_numbers_that_mislead_are_a_warning(tmp_path, capsys):

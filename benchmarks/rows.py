@@ -259,19 +259,26 @@ def grid(rows):
     so a cell has rows of one alone: of the one that more of its models have, or else the later.
     """
     words_of = schedules()
-    by_classifier = {}  # {(dataset, schedule): {was it before: cell}}
+    by_classifier = {}  # {(dataset, schedule): {"earlier": cell, "later": cell}}
     for row in rows:
         model = (row["method"], row["augmentation"])
         words = schedule(row, words_of)
         if words and row["dataset"] in THESIS_SETS and model in MODELS and is_whole(row):
-            before = "steps_per_class" not in row["later_settings"]
-            kinds = by_classifier.setdefault((row["dataset"], words), {})
-            models = kinds.setdefault(before, {})
-            models.setdefault(model, {})[row["seed"]] = row
+            key = (row["dataset"], words)
+            kinds = by_classifier.setdefault(key, {"earlier": {}, "later": {}})
+            if row["later_settings"] == "none":
+                classifiers = ["earlier", "later"]  # stage 1 alone: no classifier at all
+            elif words.startswith("thesis") or "steps_per_class" in row["later_settings"]:
+                classifiers = ["later"]
+            else:
+                classifiers = ["earlier"]
+            for classifier in classifiers:
+                models = kinds[classifier].setdefault(model, {})
+                models[row["seed"]] = row
     cells = {}
     for key, kinds in sorted(by_classifier.items()):
-        later, earlier = kinds.get(False, {}), kinds.get(True, {})
-        cells[key] = later if len(later) >= len(earlier) else earlier
+        more_models = len(kinds["earlier"]) > len(kinds["later"])
+        cells[key] = kinds["earlier"] if more_models else kinds["later"]
     return cells
 
 
