@@ -273,7 +273,13 @@ PRESETS["fast"] = {  # chosen on held-out series: results/fast.md
     "validate_epochs": 100,
 }
 PRESETS["best"] = PRESETS["fast"] | {"stage2_steps": 4000, "decode_steps": 20, "guidance": 2.0}
-PRESETS["toy"] = PRESETS["fast"] | {"stage1_steps": 300, "stage2_steps": 700, "validate_epochs": 5}
+PRESETS["toy"] = PRESETS["fast"] | {
+    "stage1_steps": 300,
+    "stage2_steps": 550,
+    "fcn_steps": 200,
+    "cas_steps": 200,
+    "validate_epochs": 10,
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -680,7 +680,7 @@ def draw_reconstructions(plt, dataset, x_hat):
 
 def draw_latents(plt, dataset, pooled):
     """PCA and t-SNE of the test split's z_q, by class (Figures 6.4 to 6.6)."""
-    rows = some_rows(len(pooled), 1000)
+    rows = some_rows(len(pooled), 500)
     z = pooled.numpy()[rows]
     y = dataset.y_test.numpy()[rows] if dataset.classes else None
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
@@ -764,7 +764,7 @@ def draw_series(plt, dataset, samples):
 
 def draw_real_and_generated(plt, dataset, stage1, pooled, generated):
     """Both as series and as z_q; the PCA is fitted on the real ones (Figures 6.16, 6.17, 6.21)."""
-    rows = some_rows(len(generated), 500)
+    rows = some_rows(len(generated), 250)
     n = len(rows)
     made = generated[rows]
     made_pooled = encode_split(stage1, made)["pooled"]
