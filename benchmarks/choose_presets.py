@@ -13,6 +13,7 @@ the work by set. `own` is the share of samples that a classifier of real series 
 they were drawn for, `fid_class` the FID of those samples.
 """
 
+import csv
 import json
 import shutil
 import time
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks.rows import markdown, write_csv, write_text
+from benchmarks.rows import from_cell, markdown, write_csv, write_text
 from data import (
     PRESETS,
     Config,
@@ -303,10 +304,16 @@ COLUMNS = (*TRIAL, *SAMPLING, *STAGE1, *SAMPLES)
 
 
 def table(out, results):
-    """fast.csv of every trial below out, and fast.md: its rows, a table a kind."""
+    """Merge the trials below out into fast.csv; fast.md has its rows, a table a kind."""
+    trials = {}  # {(dataset, kind-trial): rows}
+    for row in read_trials(results / "fast.csv"):
+        trials.setdefault((row["dataset"], f"{row['kind']}-{row['trial']}"), []).append(row)
+    for path in out.rglob("*.rows.json"):
+        of_trial = json.loads(path.read_text())
+        trials[of_trial[0]["dataset"], f"{of_trial[0]['kind']}-{of_trial[0]['trial']}"] = of_trial
     rows = []
-    for path in sorted(out.rglob("*.rows.json")):
-        rows += json.loads(path.read_text())
+    for key in sorted(trials, key=lambda key: (key[0], f"{key[1]}.rows.json")):
+        rows += trials[key]
     write_csv(results / "fast.csv", COLUMNS, rows)
     text = """# Trials on held-out fifths of train splits
 
@@ -321,6 +328,27 @@ core of two in use.
             lines.append([shown(row.get(name, "")) for name in columns])
         text += f"\n## {kind}\n\n{markdown(columns, lines)}"
     write_text(results / "fast.md", f"{text}\n{ingredients(rows)}")
+
+
+def read_trials(path):
+    """The rows of a fast.csv, without what they lack; [] where there is none."""
+    if not path.exists():
+        return []
+    rows = []
+    with open(path, newline="") as file:
+        for cells in csv.DictReader(file):
+            row = {}
+            for name, text in cells.items():
+                if name in ("kind", "dataset", "trial", "changed", "sampled", "shares"):
+                    row[name] = text
+                elif text:
+                    row[name] = from_cell(text)
+            if not row["sampled"]:
+                del row["sampled"]
+            if not row["shares"]:
+                del row["shares"]
+            rows.append(row)
+    return rows
 
 
 def ingredients(rows):

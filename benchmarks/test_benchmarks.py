@@ -450,3 +450,11 @@ def test_every_figure_across_runs_is_drawn(tmp_path):
     assert (
         thesis_figures.final_ssl(tmp_path, rows[0], rows[0]["method"]) is None
     )  # nothing but looks
+
+
+def test_trials_are_merged_into_those_that_are_there(tmp_path):
+    for name in ("fast.csv", "fast.md"):
+        (tmp_path / name).write_bytes((RESULTS / name).read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    choose_presets.table(tmp_path / "none", tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
