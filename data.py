@@ -133,7 +133,7 @@ class Config:
     """Every setting of a run. Raises InputError for a value that cannot be.
 
     A field's comment is its --help (add_flags reads it). The order counts: a stage depends on all
-    fields down to its last one (LAST_FIELD).
+    fields from the top to its last one (LAST_FIELD), stage 2 on those of stage 1 too.
     """
 
     # The run and stage 1
@@ -236,8 +236,8 @@ class Config:
         return {name: values[name] for name in names[: last + 1]}
 
 
-# A result depends on all fields of Config down to this one but those that settings_of leaves out; a
-# classifier depends on FCN_FIELDS only.
+# A result depends on all fields of Config up to and including this one, except those that
+# settings_of leaves out; a classifier depends on FCN_FIELDS only.
 LAST_FIELD = {
     "stage1": "projector_dim",
     "stage2": "token_temperature",
@@ -310,7 +310,11 @@ def add_flags(parser, first="dataset", last="fcn_weight_decay", also=()):
 
 
 def make_config(args, start=None, **fixed):
-    """The Config of parsed flags. Later ones win: `start`, the preset, the flags, `fixed`."""
+    """The Config of parsed flags. Later ones win: `start`, the preset, the flags, `fixed`.
+
+    start: a run's saved settings. A preset changes them only if --preset was given; without start
+    there is always a preset.
+    """
     given = {
         name: value for name, value in vars(args).items() if name in Config.__dataclass_fields__
     }
@@ -318,7 +322,7 @@ def make_config(args, start=None, **fixed):
     if "dataset" in given:
         given["dataset"] = resolve_dataset(given["dataset"])
     values = dict(start or {})
-    if args.preset or not start:  # a run's own settings, start, stay unless --preset is given
+    if args.preset or not start:
         toy = given.get("dataset", Config.dataset) == "toy"
         values |= PRESETS[args.preset or ("toy" if toy else "thesis")]
     for stage in ("stage1", "stage2", "fcn", "cas"):
@@ -495,7 +499,7 @@ def index_labels(name, files, words_train, words_test):
         labels = [words_train, words_test]  # a mixture of numbers and words is words
     classes = sorted(set(labels[0]), key=lambda label: (isinstance(label, str), label))
     index = {label: k for k, label in enumerate(classes)}
-    one_class = len(classes) < 2  # then the first series is named
+    one_class = len(classes) < 2  # then the message names the first series
     for file, split in zip(files, labels, strict=True):
         for row, label in enumerate(split, 1):
             missing = str(label).lower() in ("", "nan", "none", "?")
@@ -521,7 +525,7 @@ def parse_label(text):
     for kind in (int, float):  # int first: large ones stay apart
         with contextlib.suppress(ValueError):
             value = kind(text)
-            if math.isfinite(value):
+            if isinstance(value, int) or math.isfinite(value):
                 return int(value) if value == int(value) else value
     return text  # "inf" and "nan" too
 
@@ -705,7 +709,7 @@ def read_split(path):
         labels.append(label)
     if not rows:
         raise InputError(f"{path}: no series in it; replace the file")
-    return np.stack(rows), labels if labelled else None
+    return np.stack(rows), (labels if labelled else None)
 
 
 # Cells of a table that hold no number.
@@ -726,7 +730,7 @@ def skip_ts_header(path, lines):
             continue
         header[words[0]] = words[1:]
         if words[0] == "@data":
-            lines = lines[i + 1 :]
+            body = lines[i + 1 :]
             break
     else:
         raise InputError(f"{path}: no @data line; is it a .ts file?")
@@ -741,7 +745,7 @@ def skip_ts_header(path, lines):
         raise InputError(f"{path}: a regression target; classes or no labels are read")
     if says("@timestamps", "true"):
         raise InputError(f"{path}: time stamps; equally spaced values are read")
-    return lines, not says("@classlabel", "false")
+    return body, not says("@classlabel", "false")
 
 
 def split_line(where, suffix, line, labelled):
@@ -780,10 +784,10 @@ def is_header(line):
     names = [cell for cell in cells[1:] if isinstance(cell, str) and cell not in MISSING]
     if names:  # label,t0,t1,...
         return True
-    column_numbers = list(range(len(cells)))  # what pandas writes where columns have no names
-    if isinstance(cells[0], str):  # label,0,1,2,...
-        return cells[1:] == column_numbers[:-1]
-    return cells == column_numbers
+    column_numbers = list(range(len(cells)))  # pandas' names for columns that have none
+    if isinstance(cells[0], str):
+        return cells[1:] == column_numbers[:-1]  # label,0,1,2
+    return cells == column_numbers  # 0,1,2,3
 
 
 # ---- Download: what can be read is moved into place ----
@@ -891,7 +895,7 @@ def slice_and_shuffle(x, generator=None, pieces=4):
     B, L = x.shape
     # Distinct cuts in 1 .. L-1: the places of the smallest of L - 1 random numbers.
     draws = torch.rand(B, L - 1, generator=generator, device=x.device)
-    cuts = 1 + draws.argsort(1)[:, : pieces - 1]  # (B, pieces-1)
+    cuts = 1 + draws.argsort(1)[:, : pieces - 1]  # (B, pieces-1) in any order
     place = torch.rand(B, pieces, generator=generator, device=x.device).argsort(1)  # (B, pieces)
     i = torch.arange(L, device=x.device)  # (L)
     piece = (i >= cuts[:, :, None]).sum(1)  # (B, L) how many cuts lie at or before i
@@ -1005,7 +1009,7 @@ def pick_device(precision="float32"):
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with errors_naming(f"DEVICE={name}"):
         tensor = torch.ones(1, device=name)  # fails where there is no such device
-        device = torch.Generator(tensor.device).device  # fails where it has no random numbers
+        device = torch.Generator(tensor.device).device  # cuda -> cuda:0; fails without generator
         if device.type == "cuda":
             torch.cuda.set_device(device)  # cuda:1: else some calls go to the first
     return device
@@ -1328,7 +1332,7 @@ class Training:
         self.resume_path.unlink(missing_ok=True)
 
     def _write(self, path, weights, **content):
-        """Write content, identity, step and seconds. InputError where weights are not finite."""
+        """Write content, identity, step and seconds, if weights, which content has, are finite."""
         if not finite(weights):
             raise InputError(
                 f"{self.stage}: weights not finite at step {self.step}, nothing is written. {GO_ON}"

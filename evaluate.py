@@ -169,7 +169,7 @@ class FCN(nn.Module):
 def train_fcn(x, y, n_classes, config, folder, name):
     """Train an FCN on x (n, L), y (n,) in 0..K-1 -> FCN in eval mode, and its Training.
 
-    The caller writes a checkpoint by training.finish, or drops the resume file. AdamW, cosine, the
+    A resume file stays until the caller calls training.finish or deletes it. AdamW, cosine, the
     last step's weights, as published (ledger 15). name: of its lines in the log and of its files.
     """
     device = pick_device(config.precision)
@@ -205,8 +205,8 @@ def train_fcn(x, y, n_classes, config, folder, name):
     return model.eval().requires_grad_(False), training
 
 
-# Where steps decide, epochs do not. They get a fixed value, as dataset_fcn hashes the settings into
-# the name of its file.
+# fcn_config and cas_config turn epochs into steps. fcn_epochs is then unused, but dataset_fcn
+# hashes it into a file's name: with one fixed value the same training has the same file.
 UNUSED_EPOCHS = Config.fcn_epochs
 
 
@@ -225,7 +225,7 @@ def cas_config(config, dataset, n):
 
 
 def classifier_steps(config, steps, epochs, n, n_classes):
-    """How many steps: `steps`, at least steps_per_class a class; where steps is 0, epochs of n."""
+    """max(steps, steps_per_class K); where steps is 0, what `epochs` epochs over n series take."""
     if steps == 0:
         return epochs * steps_per_epoch(n, config.fcn_batch)
     return max(steps, config.steps_per_class * n_classes)
@@ -383,7 +383,7 @@ def memorising(generated, dataset, x_hat=None):
         yardstick = nearest_neighbour_ratio(x_hat, x_train, x_test)
         whose = "reconstructions of test series"
         scores["nn_ratio_recon"] = yardstick
-    if ratio is not None and ratio < 0.999 * yardstick:  # rounding is no memory
+    if ratio is not None and ratio < 0.999 * yardstick:  # both are None or neither; rounding
         warn(
             f"nn_ratio {ratio:.2f} < {yardstick:.2f}, {whose}, hints at memorising (§6.4): samples "
             "lie nearer to train series than new ones would"
@@ -413,7 +413,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, dataset))
     real, p_real = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
     fake, p_fake = classify(fcn, generated)
-    # The FID and the IS that a perfect model could reach: those of as many real series.
+    # What a perfect model could reach. FID: of n train series; IS: of n series of the test split.
     n_train, n_test = len(dataset.x_train), len(dataset.x_test)
     too_few = n_train < n
     rows = np.random.default_rng(0).choice(n_train, n, replace=too_few)
@@ -501,8 +501,8 @@ def evaluate_run(run_dir, config=None):
 def finished_metrics(path, config, dataset):
     """The dict of metrics.json where it has all that this config asks for, else None.
 
-    InputError where it is of other settings or data. One of both stages serves --stages 1 too, and
-    then only the settings of stage 1 have to agree.
+    InputError where it is of other settings or data. A file made with --stages 2 also serves
+    --stages 1; the settings of stage 2 are compared only where both have it.
     """
     if not path.exists():
         return None
@@ -764,7 +764,7 @@ def draw_series(plt, dataset, samples):
 
 def draw_real_and_generated(plt, dataset, stage1, pooled, generated):
     """Both as series and as z_q; the PCA is fitted on the real ones (Figures 6.16, 6.17, 6.21)."""
-    rows = some_rows(len(generated), 250)
+    rows = some_rows(len(generated), 250)  # of test series too: there are as many
     n = len(rows)
     made = generated[rows]
     made_pooled = encode_split(stage1, made)["pooled"]
@@ -860,7 +860,7 @@ def main():
     samples = commands.add_parser("samples", help="score the series of an .npz", allow_abbrev=False)
     samples.add_argument("file", help="X (n, L); for CAS y; for FID, IS perhaps X_unconditional")
     samples.add_argument("--dataset", required=True, help="toy, a UCR name, an own folder or .npz")
-    add_flags(samples, "fcn_epochs", also=("seed", "precision"))
+    add_flags(samples, first="fcn_epochs", also=("seed", "precision"))
     rows = commands.add_parser("compare", help="one row a run")
     rows.add_argument("run_dirs", nargs="+")
     args = parser.parse_args()

@@ -4,8 +4,9 @@
     x' = augment(x) -> u' -> the same Encoder -> z' ----> the same Decoder -> u'^ -> x'^
     SSL: z_q and z', average and max pooled -> Projector -> Barlow Twins or VIbCReg
 
-The augmented branch is not quantised. Pulling z_q towards z' orders the codes by what survives the
-augmentation, which classes and a prior can use.
+The augmented branch is not quantised. The SSL loss draws z_q and z' together: its gradient moves z,
+straight through, and the codes follow as moving averages. So they come to be ordered by what
+survives the augmentation, which classes and a prior can use.
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
         --augmentation slice --precision bf16  # 6 minutes, one CPU core
@@ -124,9 +125,10 @@ class HalvingConv(nn.Conv2d):
         super().__init__(in_channels, width, kernel_size=(3, 4), stride=(1, 2))
 
     def forward(self, x):
-        # The authors' program replicates borders (the thesis: zeros). NOTE: where W is odd, steps
-        # of 2 never reach a column added on the right. It is left out, because oneDNN's bf16 kernel
-        # for AMX (torch 2.13) multiplies such a column with memory that nobody wrote: NaN.
+        # The authors' program replicates borders (the thesis: zeros). NOTE: columns added left and
+        # right: (1, 1) where W is even, (1, 0) where it is odd, W // 2 outputs either way. One more
+        # would never be read, and oneDNN's bf16 kernel for AMX (torch 2.13) multiplies such a
+        # column with memory that nobody wrote: NaN.
         even = x.shape[3] % 2 == 0
         right = 1 if even else 0
         return super().forward(F.pad(x, (1, right, 1, 1), mode="replicate"))
@@ -241,7 +243,7 @@ def _unit_columns(z):
 
 
 def _correlation_terms(a, b):
-    """Of C = a^T b, (P, P), with a, b (B, P): the sum over i != j of c_ij^2, and c_ii (P)."""
+    """a, b (B, P) -> of C = a^T b, (P, P): the sum over i != j of c_ij^2, and the diagonal (P)."""
     c_ii = (a * b).sum(0)
     # The sum of all c_ij^2 is trace(C^T C) = trace(a a^T b b^T): two B x B Gram matrices serve, and
     # C, P x P, is never made.
@@ -280,7 +282,7 @@ def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma
         off_diagonal, _ = _correlation_terms(unit, unit)
         return off_diagonal / z.shape[1] ** 2
 
-    # NOTE(ledger 5): eq. 3.9 sums over features, the code's mean is 1/P of that sum;
+    # NOTE(ledger 5): eq. 3.9 sums over features, the mean here is 1/P of that sum;
     # --similarity-weight 102400 (25 P) restores it.
     # NOTE(ledger 6): eq. 3.13 has 1/(B-1); --covariance-weight 0.0062, 100 / (B-1)^2 for a batch of
     # 128, restores that.
@@ -454,7 +456,7 @@ class NCVQVAE(nn.Module):
             with self._autocast(z):
                 part = band.decoder(z, frames)
             # The decoder's other bins are set to zero (§3.1.1, u_LF and u_HF of eq. 3.2). In
-            # float32, as the gradients of the error in time and of that in frequency add up here.
+            # float32: two gradients, of the error in time and in frequency, are added here.
             u = u + band.mask * part.float()
         return u, istft(u, self.config.n_fft, self.length)
 
@@ -483,7 +485,7 @@ class NCVQVAE(nn.Module):
         z_q, tokens, commitment = self.quantize(z)
         u_hat, x_hat = self.decode(z_q)  # the gradient goes straight through
         terms = {
-            "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2; of two bands the sum's (ledger 33)
+            "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2; two bands: of their sum (ledger 33)
             "recon_freq": F.mse_loss(u_hat, u),
             "commitment": self.config.beta * commitment,  # eq. 4.1
         }
@@ -655,7 +657,7 @@ def command_encode(words):
     args = parser.parse_args(words)
     refuse_to_overwrite(args.out, ("tokens", "z_q", "X_hat"))
     model, checkpoint = load_stage1(args.run_dir)
-    dataset = Dataset(**checkpoint["data"])
+    dataset = Dataset(**checkpoint["data"])  # its scale and classes, no series
     arrays = read_arrays(args.file, ("X",))
     if "X" not in arrays:
         raise InputError(f"{args.file}: no array X (n, L) in it")

@@ -179,7 +179,7 @@ def band_losses(prior, tokens, masks, labels, loss_on="masked"):
 def prior_loss(prior, tokens, labels, seed=0):
     """band_losses of a split's tokens (n, N), one seeded mask a series, as a float. §6.2.3.
 
-    A batch weighs as much as it has masked tokens. With one band this is the mean over all of them.
+    Batches are weighted by their masked tokens. With one band this is the mean over all of them.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed)
     masks = [mask_tokens(part, generator) for part in tokens.split(prior.sizes, 1)]
@@ -323,7 +323,8 @@ def fill_masked(logits_of, tokens, mask, generator=None, steps=10, choice_temper
     """MaskGIT's decoding: fill the masked tokens in `steps` passes, the surest first. §3.2.2.
 
     logits_of: any model, called with tokens and mask, which returns logits (B, N, K).
-    tokens: int64 (B, N). mask: bool (B, N), True where a token is to be filled; the others stay.
+    tokens: int64 (B, N). mask: bool (B, N), True where a token is to be filled, M of them in a
+    series; the others stay.
     Returns tokens int64 (B, N). Pass t = 0 .. T-1 ends by masking floor(cos(pi (t+1) / 2T) M) of
     the M again, the least confident, none in the last pass. Eq. 3.6 prints ceil(gamma(t/T) N)
     (ledger 27).
@@ -406,7 +407,7 @@ def sample(prior, stage1, labels, generator=None, config=None):
 
 def class_proportions(y, total):
     """Labels (total,) in the shares of y (n,), to within one series; all classes if total >= n."""
-    places = torch.arange(total) * len(y) // total  # evenly spaced in the sorted labels
+    places = (torch.arange(total) * len(y)) // total  # evenly spaced in the sorted labels
     return y.sort().values[places]
 
 
@@ -434,11 +435,11 @@ def command_sample(args):
     if args.label is None:
         labels = torch.full((args.n,), prior.no_class)
     elif args.label == "all":
-        own = load_dataset(config.dataset)
-        check_same(args.run_dir, {"sha256": dataset.sha256}, {"sha256": own.sha256})
-        if not own.classes:
-            raise InputError(f"--class all: {own.name} has no labels")
-        labels = class_proportions(own.y_train, args.n)
+        with_series = load_dataset(config.dataset)  # a checkpoint keeps no labels
+        check_same(args.run_dir, {"sha256": dataset.sha256}, {"sha256": with_series.sha256})
+        if not with_series.classes:
+            raise InputError(f"--class all: {dataset.name} has no labels")
+        labels = class_proportions(with_series.y_train, args.n)
     else:
         labels = torch.full((args.n,), dataset.label(args.label))
     generator = torch.Generator(next(prior.parameters()).device).manual_seed(config.seed)
@@ -457,7 +458,7 @@ def main():
     draw.add_argument("--n", type=int, default=100, help="series [100]")
     draw.add_argument("--class", dest="label", help="a label of the data, or all; else none")
     draw.add_argument("--out", default="samples.npz", help="file to write [samples.npz]")
-    add_flags(draw, "decode_steps", "guidance", also=("seed",))
+    add_flags(draw, first="decode_steps", last="guidance", also=("seed",))
     args = parser.parse_args()
     if args.command == "sample":
         command_sample(args)

@@ -170,7 +170,7 @@ def readme_table(cells, model=("vibcreg", "slice")):
         counts.append(f"{name} {total - len(found['worse'])} of {total}")
     return (
         f"{markdown(['set, preset', 'model', *README_COLUMNS, 'minutes'], lines)}\n"
-        f"Within noise of the published mean, or better: {', '.join(counts)}.\n"
+        f"Within noise of the published mean, or better, of all models run: {', '.join(counts)}.\n"
     )
 
 
