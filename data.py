@@ -555,17 +555,17 @@ def mean_and_std(name, files, x_train, x_test):
                     f"{name}: {file}, series {row} lies over 1e9 standard deviations off; mend or "
                     "remove it"
                 )
-        warn_of_codes_for_missing(name, files, x_train, x_test)
-        warn_of_unequal_scales(name, files[0], x_train)
+        if not warn_of_codes_for_missing(name, files, x_train, x_test):
+            warn_of_unequal_scales(name, files[0], x_train)
     return mean, std
 
 
 def warn_of_codes_for_missing(name, files, x_train, x_test):
-    """Warn of a value so large that it may stand for a missing one, -9999 or 1e20."""
+    """Warn of a value so large that it may stand for a missing one, as -9999. Was there one?"""
     median = np.median(x_train)
     typical = np.percentile(np.abs(x_train - median), 90)
     if typical == 0:
-        return  # most values are one constant: there is no scale to compare with
+        return False  # most values are one constant: there is no scale to compare with
     for file, x in zip(files, (x_train, x_test), strict=True):
         off = np.abs(x - median)  # (n, L)
         if off.max() > 500 * typical:
@@ -574,7 +574,8 @@ def warn_of_codes_for_missing(name, files, x_train, x_test):
                 f"{name}: {file}, series {row + 1} has a value of {x[row, column]:g} where nine of "
                 f"ten lie within {typical:g} of the median: a code for missing?"
             )
-            return
+            return True
+    return False
 
 
 def warn_of_unequal_scales(name, file, x_train):
@@ -606,7 +607,8 @@ def read_npz(path):
     if "y_train" in arrays or "y_test" in arrays:
         needed += ["y_train", "y_test"]
     if not set(needed) <= set(arrays):
-        raise InputError(f"{path}: has {list(arrays)}, needs {needed}")
+        with np.load(path) as file:
+            raise InputError(f"{path}: has {file.files}, needs {needed}")
     splits = []
     for split in ("train", "test"):
         x = as_series(arrays[f"X_{split}"], f"{path}, X_{split}")
@@ -618,9 +620,11 @@ def read_npz(path):
 
 
 def as_series(x, where):
-    """An array (n, L) or (n, 1, L) of real numbers as float64 (n, L)."""
+    """An array (n, L), (n, 1, L) or (n, L, 1) of real numbers as float64 (n, L)."""
     if x.ndim == 3 and x.shape[1] == 1:
         x = x[:, 0]  # (n, L)
+    if x.ndim == 3 and x.shape[2] == 1:
+        x = x[:, :, 0]  # (n, L)
     if x.ndim == 3 and x.dtype.kind in "fiu":
         raise InputError(f"{where}: {x.shape}: {x.shape[1]} channels, one channel is read (n, L)")
     if x.ndim != 2 or x.dtype.kind not in "fiu":
@@ -646,6 +650,11 @@ def find_files(name, root=None):
     if os.sep in name:  # an own folder
         folder = Path(name)
         files = find_splits(folder.name, folder.parent)
+        if folder.is_file():
+            raise InputError(
+                f"{folder}: own data are an .npz, or a folder: give {folder.parent}, which holds "
+                f"{folder.parent.name}_TRAIN.csv and {folder.parent.name}_TEST.csv"
+            )
         if None in files:
             raise InputError(
                 f"{folder}: no such file, or no folder with {folder.name}_TRAIN.csv (.tsv, .ts, "
@@ -690,13 +699,19 @@ def read_split(path):
     rows, labels = [], []
     may_be_header = path.suffix == ".csv"  # the first line alone
     for number, line in lines:
-        if not line.strip():
+        if not line.strip() or line.lstrip().startswith("#"):  # a comment, as savetxt writes
             continue
         where = f"{path}, row {number}"
         if re.search("[\udc80-\udcff]", line):  # what surrogateescape makes of other bytes
             raise InputError(f"{where}: not UTF-8; save it as UTF-8")
+        if path.suffix == ".csv" and ";" in line:
+            raise InputError(f"{where}: semicolons; .csv has commas, and points in numbers")
         if may_be_header and is_header(line):
             may_be_header = False
+            if line.startswith((",", '"",')):
+                raise InputError(
+                    f"{where}: its first column has no name: an index? leave it out (index=False)"
+                )
             labelled = line.split(",")[0].strip().strip('"').lower() in LABEL_COLUMNS
             continue
         may_be_header = False
@@ -738,6 +753,8 @@ def skip_ts_header(path, lines):
     def says(key, value):
         return header.get(key, [""])[:1] == [value]
 
+    if "@attribute" in header:
+        raise InputError(f"{path}: an .arff file; .ts, .tsv, .txt and .csv are read")
     dimensions = header.get("@dimensions") or ["1"]
     if says("@univariate", "false") or dimensions[0] != "1":
         raise InputError(f"{path}: several channels; one is read")

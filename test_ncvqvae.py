@@ -2717,6 +2717,45 @@ def test_own_data_as_a_csv_a_split(tmp_path, header, labelled):
     assert data.load_dataset("mine", tmp_path).sha256 == d.sha256  # as a set of the archive
 
 
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        (",label,0,1\n0,a,1,2\n", "row 1: its first column has no name: an index"),
+        ('"","V1","V2"\n"1",1,2\n', "row 1: its first column has no name: an index"),
+        ("1;0,5;0,7\n", "row 1: semicolons; .csv has commas, and points"),
+        ("1,0,NA\n", "row 1: value 2 is missing"),
+    ],
+)
+def test_what_other_programs_write_is_refused_by_its_reason(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        data.read_split(tmp_path / "x.csv")
+
+
+def test_what_other_programs_write_is_read(tmp_path, capsys):
+    (tmp_path / "x.txt").write_text("# label x\n1.0e+00 1 2\n2.0e+00 3 4\n")  # numpy.savetxt
+    x, labels = data.read_split(tmp_path / "x.txt")
+    assert x.tolist() == [[1, 2], [3, 4]] and labels == ["1.0e+00", "2.0e+00"]
+    arff = "@relation X\n@attribute a numeric\n@data\n1,2,a\n"
+    (tmp_path / "x.ts").write_text(arff)
+    with pytest.raises(InputError, match="x.ts: an .arff file"):
+        data.read_split(tmp_path / "x.ts")
+    series = np.random.default_rng(0).standard_normal((6, 12))
+    own = npz(tmp_path / "own.npz", X_train=series[..., None], X_test=series[..., None])
+    assert data.load_dataset(own).length == 12  # channels last
+    low = npz(tmp_path / "low.npz", x_train=series, X_test=series)
+    with pytest.raises(InputError, match=r"has \['x_train', 'X_test'\], needs"):
+        data.load_dataset(low)
+    with pytest.raises(
+        InputError, match=f"x.ts: own data are an .npz, or a folder: give {tmp_path}"
+    ):
+        data.load_dataset(str(tmp_path / "x.ts"))
+    series[2, 3] = 1e20  # a masked array's
+    data.load_dataset(npz(tmp_path / "masked.npz", X_train=series, X_test=series[:2]))
+    said = capsys.readouterr().err
+    assert said.count("WARNING") == 1 and "series 3 has a value of 1e+20" in said
+
+
 def test_labels_of_one_split_alone_are_refused_and_words_are_found_as_they_are(tmp_path):
     x = "0,1,2,3,4,5,6,7"
     folder = tmp_path / "mine"
