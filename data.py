@@ -602,13 +602,10 @@ def agrees_with_thesis(name, found):
 
 def read_npz(path):
     """Own data: [(x float64 (n, L), n labels or None)] of both splits."""
-    arrays = read_arrays(path, ("X_train", "y_train", "X_test", "y_test"))
-    needed = ["X_train", "X_test"]
-    if "y_train" in arrays or "y_test" in arrays:
-        needed += ["y_train", "y_test"]
-    if not set(needed) <= set(arrays):
-        with np.load(path) as file:
-            raise InputError(f"{path}: has {file.files}, needs {needed}")
+    names = ("X_train", "y_train", "X_test", "y_test")
+    arrays = read_arrays(path, names, needed=("X_train", "X_test"))
+    if ("y_train" in arrays) != ("y_test" in arrays):
+        raise InputError(f"{path}: has {list(arrays)}, needs y_train and y_test, or neither")
     splits = []
     for split in ("train", "test"):
         x = as_series(arrays[f"X_{split}"], f"{path}, X_{split}")
@@ -1071,14 +1068,19 @@ def require_file(path, mend):
         raise InputError(f"{path}: {mend}")
 
 
-def read_arrays(path, names):
-    """Those arrays of an .npz that have these names: {name: array}. Nothing is unpickled."""
+def read_arrays(path, names, needed=()):
+    """Those arrays of an .npz that have these names: {name: array}. Nothing is unpickled.
+
+    InputError where one of the needed ones is missing.
+    """
     require_file(path, "no such file")
     arrays = {}
     with errors_naming(path):
-        if Path(path).suffix == ".npy":
-            raise InputError(f"{path}: a single array; save it with np.savez(file, X=array)")
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path}: no .npz, or a cut one; np.savez(file, X=array) makes one")
         with np.load(path, allow_pickle=False) as file:
+            if not set(needed) <= set(file.files):
+                raise InputError(f"{path}: has {file.files}, needs {list(needed)}")
             for name in names:
                 if name not in file.files:
                     continue

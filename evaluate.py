@@ -808,9 +808,7 @@ def command_samples(args):
     The classifier is kept below $OUT [runs], beside those of the runs.
     """
     config = make_config(args)
-    arrays = read_arrays(args.file, ("X", "y", "X_unconditional"))
-    if "X" not in arrays:
-        raise InputError(f"{args.file}: has {list(arrays)}, needs X (n, L)")
+    arrays = read_arrays(args.file, ("X", "y", "X_unconditional"), needed=("X",))
     dataset = load_dataset(config.dataset)
     x = dataset.check_and_standardise(arrays["X"], f"{args.file}, X")
     generated = x  # without X_unconditional X serves all metrics

@@ -658,9 +658,7 @@ def command_encode(words):
     refuse_to_overwrite(args.out, ("tokens", "z_q", "X_hat"))
     model, checkpoint = load_stage1(args.run_dir)
     dataset = Dataset(**checkpoint["data"])  # its scale and classes, no series
-    arrays = read_arrays(args.file, ("X",))
-    if "X" not in arrays:
-        raise InputError(f"{args.file}: no array X (n, L) in it")
+    arrays = read_arrays(args.file, ("X",), needed=("X",))
     encoded = encode_split(model, dataset.check_and_standardise(arrays["X"], f"{args.file}, X"))
     arrays = {
         "tokens": encoded["tokens"].numpy(),  # (n, N)
