@@ -696,7 +696,8 @@ def read_split(path):
     rows, labels = [], []
     may_be_header = path.suffix == ".csv"  # the first line alone
     for number, line in lines:
-        if not line.strip() or line.lstrip().startswith("#"):  # a comment, as savetxt writes
+        comment = not rows and line.startswith("# ")  # numpy.savetxt writes its header so
+        if not line.strip() or comment:
             continue
         where = f"{path}, row {number}"
         if re.search("[\udc80-\udcff]", line):  # what surrogateescape makes of other bytes

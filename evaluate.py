@@ -433,8 +433,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
         scores["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
     if labels is not None:
         scores["cas"] = classification_accuracy_score(conditional, labels, dataset, config, folder)
-        # What CAS could reach: the same training on the real train split.
-        # seed 0, so that all runs share it.
+        # What CAS could reach: the same training on the real train split. Its seed is 0, so that
+        # all runs share it.
         cas_real_config = replace(cas_config(config, dataset, len(conditional)), seed=0)
         fcn, _, _ = dataset_fcn(root, dataset, cas_real_config)
         scores["cas_real"] = accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)

@@ -2733,6 +2733,8 @@ def test_what_other_programs_write_is_refused_by_its_reason(tmp_path, text, mess
 
 
 def test_what_other_programs_write_is_read(tmp_path, capsys):
+    (tmp_path / "x.csv").write_text("#1,1,2\n#2,3,4\n")  # labels, no comments
+    assert data.read_split(tmp_path / "x.csv")[1] == ["#1", "#2"]
     (tmp_path / "x.txt").write_text("# label x\n1.0e+00 1 2\n2.0e+00 3 4\n")  # numpy.savetxt
     x, labels = data.read_split(tmp_path / "x.txt")
     assert x.tolist() == [[1, 2], [3, 4]] and labels == ["1.0e+00", "2.0e+00"]
