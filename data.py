@@ -646,12 +646,12 @@ def find_files(name, root=None):
     """
     if os.sep in name:  # an own folder
         folder = Path(name)
-        files = find_splits(folder.name, folder.parent)
         if folder.is_file():
             raise InputError(
                 f"{folder}: own data are an .npz, or a folder: give {folder.parent}, which holds "
                 f"{folder.parent.name}_TRAIN.csv and {folder.parent.name}_TEST.csv"
             )
+        files = find_splits(folder.name, folder.parent)
         if None in files:
             raise InputError(
                 f"{folder}: no such file, or no folder with {folder.name}_TRAIN.csv (.tsv, .ts, "
@@ -704,15 +704,15 @@ def read_split(path):
             raise InputError(f"{where}: not UTF-8; save it as UTF-8")
         if path.suffix == ".csv" and ";" in line:
             raise InputError(f"{where}: semicolons; .csv has commas, and points in numbers")
-        if may_be_header and is_header(line):
-            may_be_header = False
+        header = may_be_header and is_header(line)
+        may_be_header = False
+        if header:
             if line.startswith((",", '"",')):
                 raise InputError(
                     f"{where}: its first column has no name: an index? leave it out (index=False)"
                 )
             labelled = line.split(",")[0].strip().strip('"').lower() in LABEL_COLUMNS
             continue
-        may_be_header = False
         label, values = split_line(where, path.suffix, line.strip(), labelled)
         if rows and len(values) != len(rows[0]):
             raise InputError(

@@ -339,14 +339,10 @@ def read_trials(path):
         for cells in csv.DictReader(file):
             row = {}
             for name, text in cells.items():
-                if name in ("kind", "dataset", "trial", "changed", "sampled", "shares"):
+                if name in ("kind", "dataset", "trial", "changed"):
                     row[name] = text
                 elif text:
-                    row[name] = from_cell(text)
-            if not row["sampled"]:
-                del row["sampled"]
-            if not row["shares"]:
-                del row["shares"]
+                    row[name] = text if name in ("sampled", "shares") else from_cell(text)
             rows.append(row)
     return rows
 
