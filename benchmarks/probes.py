@@ -1,10 +1,12 @@
-"""What only a run's checkpoints tell: probes in train mode, and where samples lose.
+"""What finished runs are asked afterwards: the published probes and CAS, and where samples lose.
 
 python -m benchmarks.probes train_mode runs/Symbols/*/seed*   # the published way (ledger 12)
+python -m benchmarks.probes cas runs/Symbols/*/seed*          # by the thesis' schedule (ledger 34)
 python -m benchmarks.probes parts runs/ > results/parts.md    # real, reconstructed, generated
 """
 
 import copy
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ import torch
 
 from benchmarks.rows import PROBES, find_runs, markdown, markdown_row, schedules
 from data import (
+    Config,
     InputError,
     Parser,
+    hold,
     load_dataset,
     read_arrays,
     read_config,
@@ -23,12 +27,14 @@ from data import (
 )
 from evaluate import (
     accuracy,
+    cas_config,
     classify,
     dataset_fcn,
     fcn_config,
     frechet_distance,
     inception_score,
     probe,
+    train_fcn,
 )
 from ncvqvae import encode_split, load_stage1
 
@@ -67,11 +73,64 @@ def command_train_mode(run_dirs):
             raise InputError(f"{run_dir}: {dataset.name} has no labels to probe for")
         model, _ = load_stage1(run_dir, config, dataset)
         scores = probe_in_train_mode(model, dataset)
-        write_json(run_dir / "probe.json", scores)
+        add_to_probes(run_dir, scores)
         scores |= read_json(run_dir / "metrics.json")
         cells = ["/".join(run_dir.resolve().parts[-3:])]  # DATASET/METHOD-AUG/seedN
         for name in shown:
             cells.append(f"{scores[name]:.3f}")
+        print(markdown_row(cells), flush=True)
+
+
+def add_to_probes(run_dir, scores):
+    """Write scores into a run's probe.json, beside what it has."""
+    path = Path(run_dir) / "probe.json"
+    before = read_json(path) if path.exists() else {}
+    write_json(path, before | scores)
+
+
+def thesis_cas(run_dir):
+    """CAS of a run's samples by the thesis' schedule -> {THESIS_CAS: value}.
+
+    Whatever preset the run had: 1000 epochs of batches of 256. It goes on from an interruption.
+    """
+    config = read_config(run_dir)
+    dataset = load_dataset(config.dataset)
+    x, y = labelled_samples(run_dir, dataset)
+    schedule = Config(seed=config.seed, precision=config.precision)  # the rest is the thesis'
+    folder = Path(run_dir) / "thesis_cas"  # the training's log and resume file
+    with hold(folder):
+        fcn, training = train_fcn(
+            x, y, len(dataset.classes), cas_config(schedule, dataset, len(x)), folder, "cas"
+        )
+        seconds = time.time() - training.started
+        _, p = classify(fcn, dataset.x_test)
+        scores = {"cas_thesis": accuracy(p, dataset.y_test), "seconds_cas_thesis": seconds}
+        add_to_probes(run_dir, scores)
+        training.resume_path.unlink(missing_ok=True)
+    return scores
+
+
+def labelled_samples(run_dir, dataset):
+    """A run's class-conditional samples, standardised (n, L), and their classes (n,)."""
+    samples = read_arrays(Path(run_dir) / "samples.npz", ("X", "y"), needed=("X", "y"))
+    x = dataset.standardise(samples["X"][:, 0])
+    y = torch.tensor([dataset.label(label) for label in samples["y"].tolist()])
+    return x, y
+
+
+def command_cas(run_dirs):
+    """CAS of finished runs by the thesis' schedule into probe.json, printed beside their own."""
+    print(markdown(["run", "cas", "cas_real", "cas_thesis", "minutes"], []), end="")
+    for run_dir in map(Path, run_dirs):
+        path = run_dir / "probe.json"
+        scores = read_json(path) if path.exists() else {}
+        if "cas_thesis" not in scores:
+            scores = thesis_cas(run_dir)
+        metrics = read_json(run_dir / "metrics.json")
+        cells = ["/".join(run_dir.resolve().parts[-3:])]  # DATASET/METHOD-AUG/seedN
+        for value in (metrics["cas"], metrics["cas_real"], scores["cas_thesis"]):
+            cells.append("" if value is None else f"{value:.3f}")
+        cells.append(f"{scores['seconds_cas_thesis'] / 60:.0f}")
         print(markdown_row(cells), flush=True)
 
 
@@ -88,10 +147,9 @@ def parts(run_dir):
     model, _ = load_stage1(run_dir, config, dataset)
     folder = Path(run_dir).parent.parent
     fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, dataset))
-    samples = read_arrays(Path(run_dir) / "samples.npz", ("X", "X_unconditional", "y"))
-    conditional = dataset.standardise(samples["X"][:, 0])
+    conditional, y = labelled_samples(run_dir, dataset)
+    samples = read_arrays(Path(run_dir) / "samples.npz", ("X_unconditional",))
     unconditional = dataset.standardise(samples["X_unconditional"][:, 0])
-    y = torch.tensor([dataset.label(label) for label in samples["y"].tolist()])
 
     def share(labels):
         return np.bincount(np.asarray(labels), minlength=n_classes) / len(labels)
@@ -165,11 +223,15 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     train_mode = commands.add_parser("train_mode", help="probe in train mode, into probe.json")
     train_mode.add_argument("run_dirs", nargs="+")
+    cas = commands.add_parser("cas", help="CAS by the thesis' schedule, into probe.json")
+    cas.add_argument("run_dirs", nargs="+")
     parts_of = commands.add_parser("parts", help="print where samples lose")
     parts_of.add_argument("folders", nargs="+", help="folders of runs")
     args = parser.parse_args()
     if args.command == "train_mode":
         command_train_mode(args.run_dirs)
+    elif args.command == "cas":
+        command_cas(args.run_dirs)
     else:
         command_parts(args.folders)
 

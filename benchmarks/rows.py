@@ -40,12 +40,16 @@ MODELS = (NAIVE, *NC)
 
 # After a pass in train mode, as it was published (ledger 12): probes.py.
 PROBES = ("knn_train_mode", "svm_train_mode", "recon_train_mode", "recon_train_mode_last_batch")
+# CAS of a run's samples by the published schedule, 1000 epochs of 256 (ledger 34), and the seconds
+# it took: probes.py.
+THESIS_CAS = ("cas_thesis", "seconds_cas_thesis")
 # Ours beside a published metric: the honest value, and as it was published (ledger 12, 13).
 RECON = ("recon", "recon_last_batch", "recon_train_mode", "recon_train_mode_last_batch")
 COLUMNS_BESIDE = {
     "recon": RECON,
     "knn": ("knn", "knn_train_mode"),
     "svm": ("svm", "svm_train_mode"),
+    "cas": ("cas_thesis",),  # the presets' own is another ruler
 }
 LOWER_IS_BETTER = {*RECON, "fid"}
 BY_CLASSIFIER = {"fid", "is"}  # hang on the FCN: not to be compared with published ones (ledger 15)
@@ -58,6 +62,7 @@ COLUMNS = (
     "seed",
     *METRICS,
     *PROBES,
+    *THESIS_CAS,
     *(f"{stage}_{unit}" for stage in STAGES for unit in ("epochs", "steps")),
     *TEXT[3:],
 )
@@ -186,11 +191,13 @@ def read_rows(path):
     """The rows of a runs.csv as find_runs makes them, without run_dir; [] where there is none."""
     if not Path(path).exists():
         return []
+    rows = []
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        for name in row.keys() - set(TEXT):
-            row[name] = from_cell(row[name])
+        for texts in csv.DictReader(file):
+            row = dict.fromkeys(COLUMNS)  # a file of before may lack some
+            for name, text in texts.items():
+                row[name] = text if name in TEXT else from_cell(text)
+            rows.append(row)
     return rows
 
 

@@ -47,7 +47,7 @@ STAGE1_TABLES = (
 SAMPLE_TABLES = (
     ("6.5", "Best FID and IS", "best", ("fid", "is")),
     ("6.6", "Mean FID and IS", "mean", ("fid", "is")),
-    ("6.7", "Mean CAS", "mean", ("cas",)),
+    ("6.7", "Mean CAS", "mean", ("cas_thesis",)),
 )
 
 

@@ -415,6 +415,38 @@ def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monk
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
+def test_cas_by_the_thesis_schedule_is_that_of_the_runs_samples(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "draw_figures", lambda *inputs: None)
+    run = tmp_path / "own/naive-none/seed3"
+    config = tiny_config(dataset=own_data(tmp_path), method="naive", seed=3, fcn_steps=2)
+    run_all(run, config)
+    probes.command_train_mode([run])
+    monkeypatch.setattr(probes, "Config", lambda **given: Config(cas_epochs=2, **given))
+    trained = []
+
+    def spy(x, y, n_classes, config, folder, name):
+        trained.append(config)
+        return evaluate.train_fcn(x, y, n_classes, config, folder, name)
+
+    monkeypatch.setattr(probes, "train_fcn", spy)
+    capsys.readouterr()
+    for _ in range(2):  # the second time it is there
+        probes.command_cas([run])
+    (schedule,) = trained
+    assert (schedule.fcn_steps, schedule.fcn_batch, schedule.fcn_lr) == (8, 256, 1e-3)  # of 1000
+    assert (schedule.seed, Config().cas_epochs) == (3, 1000)
+    dataset = data.load_dataset(config.dataset)
+    x, y = probes.labelled_samples(run, dataset)
+    expected = evaluate.classification_accuracy_score(
+        x, y, dataset, Config(cas_epochs=2, seed=3), tmp_path / "again"
+    )
+    (row,) = find_runs([tmp_path])
+    assert row["cas_thesis"] == expected and row["seconds_cas_thesis"] > 0
+    assert row["knn_train_mode"] is not None  # both probes share a file
+    assert f"| {expected:.3f} | 0 |" in capsys.readouterr().out
+    assert not list(run.rglob("*.resume.pt"))
+
+
 def test_textbook_losses_are_ours():
     z1, z2 = draw(9, 7), draw(9, 7, seed=1)
     torch.testing.assert_close(speed.textbook_barlow(z1, z2), ncvqvae.barlow_twins_loss(z1, z2))

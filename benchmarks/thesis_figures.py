@@ -40,7 +40,7 @@ LABELS = {
     "svm": "SVM accuracy",
     "fid": "FID",
     "is": "IS",
-    "cas": "CAS",
+    "cas_thesis": "CAS as published\n(ledger 34)",
     "ssl": "SSL loss",
 }
 
@@ -295,7 +295,7 @@ def draw_all(results):
         "costs": costs(cells),
         "recon": scores(cells, ["recon", "recon_train_mode_last_batch"]),
         "probes": scores(cells, ["knn", "svm"]),
-        "samples": scores(cells, ["fid", "is", "cas"]),
+        "samples": scores(cells, ["fid", "is", "cas_thesis"]),
         "training": curves(results, cells, "val_recon", "recon of the test split"),
         "knn_is": against(cells, lambda row: row["is"], "is", "knn"),
         "knn_fid": against(cells, lambda row: row["fid"], "fid", "knn"),
