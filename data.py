@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -1238,6 +1239,17 @@ def git_commit():
         )
 
 
+def processor(device):
+    """What computes, for the log: the GPU's name, or the CPU's and how many threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.machine()  # like x86_64
+    with contextlib.suppress(OSError):  # a system without this file
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
 def steps_per_epoch(n, batch):
     """Batches of n series; a last one of a single series, which has no variance, is dropped."""
     return math.ceil(n / batch) - (1 if n % batch == 1 else 0)
@@ -1398,6 +1410,7 @@ class Training:
             "from_step": self.step,
             "argv": sys.argv,
             "device": str(self.device),
+            "processor": processor(self.device),
             "python": sys.version,
             "torch": torch.__version__,
             "commit": git_commit(),

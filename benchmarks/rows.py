@@ -56,7 +56,17 @@ BY_CLASSIFIER = {"fid", "is"}  # hang on the FCN: not to be compared with publis
 
 STAGES = ("stage1", "stage2", "fcn", "cas")
 SETTINGS = ("stage1_settings", "later_settings")  # what differs from the thesis, as text
-TEXT = ("dataset", "method", "augmentation", *SETTINGS, "device", "torch", "commit", "date")
+TEXT = (
+    "dataset",
+    "method",
+    "augmentation",
+    *SETTINGS,
+    "device",
+    "processor",
+    "torch",
+    "commit",
+    "date",
+)
 COLUMNS = (
     *TEXT[:3],
     "seed",
@@ -115,7 +125,7 @@ def read_run(run_dir):
         row[name] = getattr(config, name)
     for name in METRICS:
         row[name] = metrics.get(name)
-    for name in ("device", "torch", "commit"):
+    for name in ("device", "processor", "torch", "commit"):
         row[name] = start.get(name)
     row["date"] = start.get("time", "")[:10]
     row["stage1_settings"], row["later_settings"] = settings(config)
