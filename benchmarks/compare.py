@@ -1,4 +1,5 @@
-"""Runs compared with each other: headline.md, presets.md, departures.md, ablation.md.
+"""Runs compared with each other: headline.md, presets.md, departures.md, ablation.md, and the
+small tables of results/README.md.
 
 `python -m benchmarks.tables --export results/` writes them. The runs of the ablation (§6.3):
 
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from benchmarks.rows import (
     BY_CLASSIFIER,
     IDENTITY,
-    LOWER_IS_BETTER,
     MODELS,
     NAIVE,
     NC,
@@ -42,8 +42,17 @@ from data import Config
 # Naive against non-contrastive
 # ---------------------------------------------------------------------------------------------
 
-HEADLINE = ("recon", "knn", "svm", "fid", "is", "cas_thesis")
-METRICS = ("recon", "knn", "knn_train_mode", "svm", "svm_train_mode", "fid", "is", "cas_thesis")
+METRICS = (
+    "recon",
+    "knn",
+    "knn_train_mode",
+    "svm",
+    "svm_train_mode",
+    "fid",
+    "is",
+    "cas",
+    "cas_thesis",
+)
 
 
 def headline(cells):
@@ -53,17 +62,13 @@ def headline(cells):
     names = [metric.replace("_train_mode", ", train mode") for metric in METRICS]
     return f"""# Naive against non-contrastive
 
-Naive → the best non-contrastive model by each metric's mean, and the seeds of both.
-FID and IS hang on the classifier: compare along a row.
-
-{best_models(compared)}
-Non-contrastive minus naive: ours [published]. {NOISE}
+Non-contrastive minus naive: ours [published]. FID and IS hang on the classifier, which is another
+one of each set. {NOISE}
 
 {markdown(["dataset", "schedule", "model", "seeds", *names], difference_rows(compared, found))}
-Means of these rows by augmentation and by set, over the sets where all models ran; under a set what
-one run has to differ by from another.
+What one run has to differ by from another to get a star:
 
-{markdown(["mean over", *names], average_rows(compared, cells, found))}
+{markdown(["dataset", *names], noise_rows(compared, cells))}
 Starred rows of all, ours [published]; a gain in both is a published one that ours has too:
 
 {markdown(["", *names], starred_rows(found))}
@@ -73,50 +78,23 @@ ledger 12):
 {agreements(compared)}"""
 
 
-def best_models(compared):
-    """Naive and the best other model: two rows a set, ours and the published."""
-    lines = []
-    for (dataset, words), models in compared.items():
-        ours = [dataset, f"ours: {words}, {len(models) - 1} of {len(NC)} models"]
-        theirs = [dataset, "published"]
-        for metric in HEADLINE:
-            means = {model: mean(runs, metric) for model, runs in models.items()}
-            ours.append(from_naive_to_best(means, metric))
-            means = {model: (published(dataset, model, metric)["mean"], 4) for model in MODELS}
-            theirs.append(from_naive_to_best(means, metric))
-        lines += [ours, theirs]
-    return markdown(["dataset", "whose", *HEADLINE], lines)
-
-
-def from_naive_to_best(means, metric):
-    """`0.140 → 0.083<br>vibcreg-warp, n 2, 4` from {model: (mean, n)}; "" where one has no mean."""
-    naive, n = means[NAIVE]
-    others = {model: value for model, (value, m) in means.items() if m and model != NAIVE}
-    if not (n and others):
-        return ""
-    choose = min if metric in LOWER_IS_BETTER else max
-    best = choose(others, key=others.get)
-    return f"{naive:.3f} → {others[best]:.3f}<br>{'-'.join(best)}, n {n}, {means[best][1]}"
-
-
 @dataclass
 class Difference:
-    """A non-contrastive model's mean minus naive's, ours and published, with their stars."""
+    """A non-contrastive model's mean minus naive's, ours and published, and their stars."""
 
     dataset: str
     model: tuple
     metric: str
     ours: float | None  # None: one of the two was not run
     our_star: str
-    published: float
+    published: float | None  # None: of this metric nothing was published
     published_star: str
 
     def text(self):
-        """`+0.016* [+0.019*]`, the published alone where there is none of ours."""
-        theirs = f"[{self.published:+.3f}{self.published_star}]"
-        if self.ours is None:
-            return theirs
-        return f"{self.ours:+.3f}{self.our_star} {theirs}"
+        """`+0.016 [+0.019]*`, the published alone where there is none of ours."""
+        ours = "" if self.ours is None else f"{self.ours:+.3f}"
+        theirs = "" if self.published is None else f" [{self.published:+.3f}]"
+        return f"{ours}{theirs}{self.our_star}".strip()
 
 
 def differences(compared, cells):
@@ -133,9 +111,11 @@ def differences(compared, cells):
                 if n and m:
                     ours = value - naive
                     our_star = star(ours, n, m, noise(cells, dataset, metric))
-                theirs = published(dataset, model, metric)["mean"]
-                theirs -= published(dataset, NAIVE, metric)["mean"]
-                their_star = star(theirs, 4, 4, pooled_std(dataset, metric))
+                theirs, their_star = None, ""
+                if published(dataset, NAIVE, metric):
+                    theirs = published(dataset, model, metric)["mean"]
+                    theirs -= published(dataset, NAIVE, metric)["mean"]
+                    their_star = star(theirs, 4, 4, pooled_std(dataset, metric))
                 found.append(Difference(dataset, model, metric, ours, our_star, theirs, their_star))
     return found
 
@@ -154,30 +134,15 @@ def difference_rows(compared, found):
     return lines
 
 
-def average_rows(compared, cells, found):
-    """Means of the differences by augmentation and by set, over the sets where all models ran."""
-    sets = sorted(name for (name, _), models in compared.items() if len(models) == len(MODELS))
+def noise_rows(compared, cells):
+    """The bound of one run against one run, a set a row; "" where it is not known."""
     lines = []
-    for group in ("warp", "slice", "gauss", *sets):
-        line = [group]
-        bounds = ["noise"]
+    for dataset, _ in compared:
+        line = [dataset]
         for metric in METRICS:
-            ours = []
-            theirs = []
-            for d in found:
-                chosen = d.dataset in sets and group in (d.dataset, d.model[1])
-                if d.metric == metric and chosen and d.ours is not None:
-                    ours.append(d.ours)
-                    theirs.append(d.published)
-            cell = ""
-            if ours:
-                cell = f"{statistics.mean(ours):+.3f} [{statistics.mean(theirs):+.3f}]"
-            line.append(cell)
-            std = noise(cells, group, metric)
-            bounds.append(f"{noise_bound(std):.3f}" if std else "")
+            std = noise(cells, dataset, metric)
+            line.append(f"{noise_bound(std):.3f}" if std else "")
         lines.append(line)
-        if group in sets:
-            lines.append(bounds)
     return lines
 
 
@@ -220,6 +185,73 @@ def agreements(compared):
         line.append(", ".join(found["worse"]))
         lines.append(line)
     return markdown(["metric", "within noise", "better", "worse", "which are worse"], lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# The thesis' questions: small tables of results/README.md
+# ---------------------------------------------------------------------------------------------
+
+
+def questions(cells):
+    """{"rq1", ..., "rq4", "published": a table} of the grid's cells."""
+    compared = one_schedule(cells)
+    found = differences(compared, cells)
+    of_tokens = ("recon", "knn", "svm")
+    of_samples = ("fid", "is", "cas", "cas_thesis")
+    return {
+        "rq1": by_set(compared, cells, found, of_tokens),
+        "rq2": by_augmentation(compared, found, of_tokens),
+        "rq3": by_set(compared, cells, found, of_samples),
+        "rq4": by_augmentation(compared, found, of_samples),
+        "published": agreements(compared),
+    }
+
+
+def by_set(compared, cells, found, metrics):
+    """A set a row: the mean over its non-contrastive models, minus naive, [published]."""
+    lines = []
+    for (dataset, words), models in compared.items():
+        m = len(models[NAIVE])
+        n = sum(map(len, models.values())) - m
+        line = [f"{dataset}, {words.split(',')[0]}", str(len(models) - 1)]
+        for metric in metrics:
+            std = noise(cells, dataset, metric)
+            chosen = [d for d in found if (d.dataset, d.metric) == (dataset, metric)]
+            line.append(mean_difference(chosen, n, m, std))
+        lines.append(line)
+    return markdown(["set, schedule", "models", *metrics], lines)
+
+
+def by_augmentation(compared, found, metrics):
+    """An augmentation a row: the mean over methods and sets where all models ran, minus naive."""
+    whole = [name for (name, _), models in compared.items() if len(models) == len(MODELS)]
+    lines = []
+    for augmentation in ("warp", "slice", "gauss"):
+        line = [augmentation, str(len(whole))]
+        for metric in metrics:
+            chosen = []
+            for d in found:
+                if d.dataset in whole and (d.model[1], d.metric) == (augmentation, metric):
+                    chosen.append(d)
+            line.append(mean_difference(chosen))
+        lines.append(line)
+    return markdown(["augmentation", "sets", *metrics], lines)
+
+
+def mean_difference(chosen, n=1, m=1, std=None):
+    """`+0.01 [+0.02]*`: the means of ours and of the published ones beside them; "" if none ran.
+
+    n, m: seeds of all models and of naive. std: over seeds; None: no mark.
+    """
+    chosen = [d for d in chosen if d.ours is not None]
+    if not chosen:
+        return ""
+    ours = statistics.mean(d.ours for d in chosen)
+    bracket = ""
+    if chosen[0].published is not None:
+        theirs = statistics.mean(d.published for d in chosen)
+        bracket = f" [{theirs:+.2f}]"
+    return f"{ours:+.2f}{bracket}{star(ours, n, m, std)}"
 
 
 # ---------------------------------------------------------------------------------------------

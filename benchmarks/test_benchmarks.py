@@ -58,12 +58,16 @@ def test_tables_judge_by_the_published_noise(monkeypatch):
     assert judge(-1.01 * four, 4) == judge(1.01 * one, 1, "cas") == "better"
     runs = {1: dict(recon=0.4), 2: dict(recon=0.6), 3: dict(recon=None)}
     mean, best = (tables.table_cell(runs, kind, "A", NAIVE, "recon") for kind in ("mean", "best"))
-    assert mean == "0.500 ± 0.141 (n 2) [0.500 ± 0.030], within noise"
-    assert best == "0.400 (n 2) [0.400]"
+    assert (mean, best) == ("0.500 [0.500]", "0.400 [0.400]")
+    runs = {1: dict(recon=0.5 + 1.01 * one)}  # further than seeds explain
+    assert (
+        tables.table_cell(runs, "mean", "A", NAIVE, "recon") == f"{0.5 + 1.01 * one:.3f} [0.500]*"
+    )
+    assert tables.table_cell({}, "mean", "A", NAIVE, "recon") == "[0.500]"
 
 
 def fake_run(folder, seed, stages=2, recon=0.5, **fields):
-    run = Path(folder) / f"A/naive-none/seed{seed}"
+    run = Path(folder) / f"Symbols/naive-none/seed{seed}"
     config = Config(dataset="/some/where/A.npz", seed=seed, cas_epochs=100, **fields)
     metrics = dict.fromkeys(evaluate.METRICS) | dict(
         recon=recon, knn=1 / 3, svm=1.0, complete_data=True, n_train=20
@@ -116,8 +120,8 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, mo
     assert {k: from_cell(rows()[0][k]) for k in metrics} == metrics
     assert rows()[0]["date"] == "2026-01-02"
     text = (out / "TABLES.md").read_text()
-    assert "0.600 ± 0.141 (n 2)" in text  # a run without stage 2 counts in stage 1's tables
-    assert "9.000 (n 1)" in text and "## Stage 1: stage1_steps=800\n" in text
+    assert "| Symbols | 0.600 [0.110]* |" in text  # a run without stage 2 counts in stage 1's
+    assert "9.000" not in text  # other settings than a preset's
     logs = [
         gzip.decompress(path.read_bytes()).decode().splitlines()
         for path in sorted((out / "logs").iterdir())
@@ -126,7 +130,7 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, mo
     assert json.loads(logs[0][0])["argv"] == ["ncvqvae.py", "--dataset=A.npz"]
     fake_run(tmp_path / "runs", 1, recon=0.4)
     export(tmp_path / "runs")
-    assert "0.550 ± 0.212 (n 2)" in (out / "TABLES.md").read_text()
+    assert "| Symbols | 0.550 [0.110]* |" in (out / "TABLES.md").read_text()
     fake_run(tmp_path / "runs", 2, recon=0.7)  # went on to stage 2: one row, one log
     export(tmp_path / "runs")
     assert [row["later_settings"] for row in rows()] == ["cas_epochs=100"] * 3
@@ -156,7 +160,7 @@ def row_of(model, seed=1, first="", later="none", dataset="Symbols", **values):
     )
 
 
-def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain():
+def test_headline_stars_what_seeds_do_not_explain():
     first, later = settings(Config(**data.PRESETS["fast"]))
     rows = [
         row_of("naive-none", 1, recon=0.20, knn=0.50),
@@ -180,17 +184,13 @@ def test_headline_takes_the_best_mean_and_stars_what_seeds_do_not_explain():
         "fast, float32": {"naive-none": [1], "vibcreg-warp": [1]},
     }
     lines = compare.headline(cells).splitlines()
-    ours, published, *differences = [line for line in lines if line.startswith("| Symbols")]
-    assert ours.startswith(
-        "| Symbols | ours: thesis, float32, 2 of 6 models | "  # more models
-        "0.210 → 0.110<br>barlow-warp, n 2, 2 | "
-        "0.520 → 0.900<br>barlow-warp, n 2, 2 |  |"
-    )
-    assert published.startswith("| Symbols | published | 0.110 → 0.067<br>vibcreg-slice, n 4, 4 |")
+    *differences, bounds = [line for line in lines if line.startswith("| Symbols")]
     assert [[cell.strip() for cell in line.split("|")[3:7]] for line in differences] == [
-        ["barlow-warp", "2", "-0.100* [+0.033*]", "+0.380* [+0.085*]"],
-        ["vibcreg-slice", "1", "+0.001 [-0.043*]", "+0.010 [-0.084*]"],
+        ["barlow-warp", "2", "-0.100 [+0.033]*", "+0.380 [+0.085]*"],  # more models than fast
+        ["vibcreg-slice", "1", "+0.001 [-0.043]", "+0.010 [-0.084]"],
     ]
+    std = pooled_std("Symbols", "recon")
+    assert bounds.startswith(f"| Symbols | {2.084 * math.sqrt(2) * std:.3f} |")
     assert "| recon | 0 | 1 | 2 | Symbols naive-none, Symbols vibcreg-slice |" in lines
     assert "| knn | 1 | 2 | 0 |  |" in lines
     runs = {m: {1: {}} for m in MODELS}
@@ -249,22 +249,56 @@ def test_a_trial_runs_once(tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "out").rglob("*.rows.json"))) == 1
 
 
-def test_a_stage_1_of_two_priors_counts_once_and_with_its_train_mode_probe():
+def test_tables_have_a_schedule_each_and_one_number_a_cell():
+    fast = settings(Config(**data.PRESETS["fast"], precision="bf16"))
+    intel = {"processor": "Xeon, 1 threads", "seconds_evaluate": 60.0}
     rows = [
-        row_of(
-            "naive-none",
-            1,
-            "",
-            "cas_epochs=100",
-            recon=0.2,
-            recon_train_mode=0.3,
-            knn_train_mode=0.5,
-        ),
-        row_of("naive-none", 1, "", "cas_epochs=200", recon=0.2),
+        row_of("naive-none", 1, recon=0.3, fid=9.0, knn_train_mode=0.5),
+        row_of("naive-none", 2, recon=0.2, fid=8.0),
+        row_of("naive-none", 1, *fast, recon=0.11, cas=0.8, cas_real=0.9, cas_thesis=0.7, **intel),
+        row_of("vibcreg-warp", 1, *fast, dataset="FordA", recon=0.1),
+        row_of("naive-none", 1, "zeta=0.2", recon=0.5),
+        row_of("naive-none", 1, "zeta=0.2", recon=9.0, complete_data=False),
     ]
-    text = tables.thesis_tables(rows)
-    assert "| Symbols | 0.200 (n 1) [0.110 ± 0.019], worse<br>[0.110 ± 0.019]<br>0.300" in text
-    assert "| [0.143 ± 0.033] | [0.134 ± 0.012] |" in text  # not run: the published value once
+    text = tables.thesis_tables(grid(rows))
+    thesis, fast = text.split("## Schedule: ")[1:]
+    assert thesis.startswith("thesis, float32\n") and fast.startswith("fast, bf16\n")
+    assert "| Symbols | 0.250 [0.110]* | [0.143] |" in thesis and " | 2 |" in thesis
+    assert "best FID\n\n| dataset |" in thesis and "| Symbols | 8.000 [8.0" not in thesis
+    assert "KNN accuracy as published" in thesis and "KNN accuracy as published" not in fast
+    assert fast.index("| FordA |") < fast.index("| Symbols | 0.110 [0.110] |")  # as Table 5.2
+    assert "| Symbols | 0.700 [0.956]* |" in fast
+    assert "| Symbols | 0.800 |  |  |  |  |  |  | 0.900 | 1 |" in fast
+    assert "| Symbols | 2 |  |  |  |  |  |  | Xeon, 1 threads |" in fast
+    own = tables.thesis_tables(tables.other_settings(rows))
+    assert "## Schedule: zeta=0.2; then none\n" in own and "| Symbols | 0.500 [0.110]* |" in own
+    assert "9.000" not in own and "0.250" not in own
+
+
+def test_questions_have_means_over_models_and_over_sets():
+    rows = [row_of("naive-none", recon=0.20, cas=0.5, fid=3.0)]
+    for i, model in enumerate(MODELS[1:]):
+        rows.append(row_of("-".join(model), recon=0.21 + 0.02 * i, cas=0.6, fid=4.0))
+    rows.append(row_of("naive-none", dataset="Wafer", recon=0.1))
+    rows.append(row_of("barlow-warp", dataset="Wafer", recon=0.9))
+    asked = compare.questions(grid(rows))
+    theirs = {m: compare.published("Symbols", m, "recon")["mean"] for m in MODELS}
+    others = sum(theirs[m] for m in MODELS[1:]) / 6 - theirs[NAIVE]
+    assert f"| Symbols, thesis | 6 | +0.06 [{others:+.2f}]* |  |  |" in asked["rq1"]
+    assert "| Wafer, thesis | 1 | +0.80 [" in asked["rq1"]
+    warp = (theirs["barlow", "warp"] + theirs["vibcreg", "warp"]) / 2 - theirs[NAIVE]
+    assert f"| warp | 1 | +0.04 [{warp:+.2f}] |" in asked["rq2"]  # Wafer lacks models
+    assert "| +0.10 |  |" in asked["rq3"] and "| +1.00 [" in asked["rq4"]
+
+
+def test_tables_are_put_between_their_markers(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("a\n<!-- rq1 -->\nold\n<!-- end -->\nb\n<!-- rq2 -->\n<!-- end -->\nc\n")
+    for _ in range(2):
+        tables.fill(path, {"rq1": "| 1 |\n", "rq2": "| 2\\1 |\n", "rq3": "no place"})
+    assert path.read_text() == (
+        "a\n<!-- rq1 -->\n| 1 |\n<!-- end -->\nb\n<!-- rq2 -->\n| 2\\1 |\n<!-- end -->\nc\n"
+    )
 
 
 def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
