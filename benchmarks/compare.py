@@ -158,7 +158,9 @@ def starred_rows(found):
                 theirs.append(verdict(d.published, d.published_star, metric))
         lines["rows"].append(str(len(ours)))
         for name, word in (("gains", "gain"), ("losses", "loss")):
-            cell = f"{ours.count(word)} [{theirs.count(word)}]"
+            cell = str(ours.count(word))
+            if metric != "cas":  # the published one is cas_thesis
+                cell += f" [{theirs.count(word)}]"
             lines[name].append(cell if ours else "")
         in_both = list(zip(ours, theirs, strict=True)).count(("gain", "gain"))
         lines["gains in both"].append(str(in_both))

@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +29,7 @@ from data import (
     InputError,
     Parser,
     pick_device,
+    processor,
     run_command,
     slice_and_shuffle,
     steps_per_epoch,
@@ -189,16 +189,6 @@ def peak_gb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 1e9
 
 
-def device_name():
-    """The processor's or the GPU's name."""
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return "CPU"
-
-
 MEASURES = {"stage1": measure_stage1, "stage2": measure_stage2, "prior": measure_prior}
 
 
@@ -299,8 +289,7 @@ def main():
         print(json.dumps(measured | {"peak_gb": peak_gb()}))
         return
     date = time.strftime("%Y-%m-%d")
-    threads = torch.get_num_threads()
-    print(f"{threads} threads of {device_name()}, torch {torch.__version__}, {date}.\n")
+    print(f"{processor(DEVICE)}, torch {torch.__version__}, {date}.\n")
     if args.bands:
         report_bands()
     elif args.priors:
