@@ -6,7 +6,7 @@ Nothing here knows a model. Letters: B batch, L length, n series, K classes. "Le
 the ledger in README.md: where the thesis' text, the authors' program and this code differ. "Drafts"
 are the project thesis and notes that came before the thesis.
 
-    python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # (1000, 64)
+    python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # [1000, 64]
 """
 
 import argparse
@@ -143,7 +143,7 @@ class Config:
     augmentation: str = "none"  # warp, slice, gauss, ... joined by + (§5.1.1)
     seed: int = number(1, 0, 2**32)  # weights, batches, views; the thesis ran four
     views: int = choice(1, 2)  # 2: x_A = T(x), x_B = T'(x), x itself unseen (drafts, ledger 32)
-    bands: int = choice(1, 2)  # 2: row 0 of u apart from the others, TimeVQVAE (§3.1, ledger 33)
+    bands: int = choice(1, 2)  # 2: the STFT's bin 0 has a model of its own (§3.1, ledger 33)
     precision: str = choice("float32", "tf32", "bf16")  # of convolutions and products
     stage1_epochs: int = number(1000, 1)  # §5.1.1
     stage1_steps: int = number(0, 0, 10**9)  # 0: epochs decide
@@ -192,7 +192,7 @@ class Config:
     fcn_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
     cas_steps: int = number(0, 0, 10**9)  # 0: epochs decide
-    steps_per_class: int = number(0, 0)  # if steps decide, both classifiers take at least these
+    steps_per_class: int = number(0, 0)  # where steps decide, at least K times this; both
     fcn_batch: int = number(256, 2)  # both classifiers
     fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
@@ -448,7 +448,8 @@ def resolve_dataset(name):
 def toy_split(seed):
     """1000 series of two_patterns with little noise, so that minutes are enough to learn them.
 
-    Of length 64: the classifier sees 14 steps at a time, and at 128 cannot learn their order.
+    Of length 64, because an FCN's feature (evaluate.py) sees 14 values. At length 128 the two
+    patterns lie too far apart for it to learn which comes first.
     """
     x, y = two_patterns(1000, 64, seed, noise=0.2)
     return x.double().numpy(), [str(label) for label in y.tolist()]
@@ -465,8 +466,8 @@ def two_patterns(n, length, seed, noise=1.0):
     y = rng.permutation(np.arange(n) % 4)
     least = length // 8  # of a step's width
     for i in range(n):
-        # Four cut points split the series into gap, step, gap, step, gap. The offsets make each
-        # step at least `least` wide.
+        # Four cut points split the series into gap, step, gap, step, gap. Sorted places may be
+        # equal; the offsets make each step at least `least` wide and end at most at `length`.
         places = np.sort(rng.integers(0, length - 2 * least + 1, 4))
         cuts = places + [0, least, least, 2 * least]
         for begin, end, up in ((cuts[0], cuts[1], y[i] // 2), (cuts[2], cuts[3], y[i] % 2)):
@@ -496,11 +497,12 @@ def index_labels(name, files, words_train, words_test):
     Numbers where all of them are numbers ("1" and "1.0" are one class), else words.
     """
     labels = [[parse_label(word) for word in words] for words in (words_train, words_test)]
+    # A mixture of numbers and words is words. "nan" is a missing number, refused below.
     if any(isinstance(label, str) and label != "nan" for label in labels[0] + labels[1]):
-        labels = [words_train, words_test]  # a mixture of numbers and words is words
+        labels = [words_train, words_test]
     classes = sorted(set(labels[0]), key=lambda label: (isinstance(label, str), label))
     index = {label: k for k, label in enumerate(classes)}
-    one_class = len(classes) < 2  # then the message names the first series
+    one_class = len(classes) < 2  # refused too, in the same words, of the first series
     for file, split in zip(files, labels, strict=True):
         for row, label in enumerate(split, 1):
             missing = str(label).lower() in ("", "nan", "none", "?")
@@ -814,8 +816,9 @@ def _fetch(url, folder):
     request = urllib.request.Request(url, headers={"User-Agent": "ncvqvae"})
     with urllib.request.urlopen(request, timeout=60) as reply:
         body = reply.read()
-        if reply.status != 200 or reply.length:  # a 202 without content, half a file
-            raise InputError(f"answered {reply.status}, {len(body)} bytes, {reply.length} missing")
+        missing = reply.length  # bytes that were announced and did not come
+        if reply.status != 200 or missing:  # a 202 has no content
+            raise InputError(f"answered {reply.status}, {len(body)} bytes, {missing} missing")
     if not url.endswith(".zip"):
         (folder / Path(url).name).write_bytes(body)
         return
@@ -861,8 +864,8 @@ def download_dataset(name, root):
 
 
 # ---------------------------------------------------------------------------------------------
-# Augmentations (§5.1.1; drafts of the project thesis): x (B, L) -> (B, L), on x's device, in its
-# dtype, a fresh draw per series.
+# Augmentations (§5.1.1; drafts): x (B, L) -> (B, L), on x's device, in its dtype, a fresh draw per
+# series.
 # ---------------------------------------------------------------------------------------------
 
 
@@ -885,19 +888,19 @@ def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
 
     The window [a, a + w] becomes s w long, so sample i of x moves to place
         tau(i) = i before the window, a + s (i - a) in it, i + (s - 1) w after it.
-    The output's L places are spread evenly over the stretched axis, end points stay, and each reads
-    x at the i that moved there. window is 0.4 of the length (ledger 31).
+    The output's L places are spread evenly over the stretched axis, end points stay. Each reads x
+    at the i that moved there, so tau is inverted piece by piece. window: of the length (ledger 31).
     """
     B, L = x.shape
     w = max(1, round(window * (L - 1)))  # in steps between samples
     s = _uniform(x, (B, 1), low, high, generator)  # (B, 1)
     a = (_uniform(x, (B, 1), 0, 1, generator) * (L - w)).floor()  # (B, 1) in 0 .. L-1-w
     j = torch.arange(L, device=x.device, dtype=x.dtype)  # (L)
-    tau = j * ((L - 1 + (s - 1) * w) / (L - 1))  # (B, L) the stretched place of output j
-    i_in_window = a + (tau - a) / s  # the i with tau(i) = tau
-    i_after = tau - (s - 1) * w
-    i = torch.where(tau < a + s * w, i_in_window, i_after)
-    i = torch.where(tau < a, tau, i)  # (B, L) places in x
+    place = j * ((L - 1 + (s - 1) * w) / (L - 1))  # (B, L) of output j on the stretched axis
+    i_in_window = a + (place - a) / s  # solves tau(i) = place
+    i_after = place - (s - 1) * w
+    i = torch.where(place < a + s * w, i_in_window, i_after)
+    i = torch.where(place < a, place, i)  # (B, L) places in x
     left = i.floor().clamp(0, L - 2).long()  # (B, L) linear between neighbours
     weight = (i - left).clamp(0, 1)
     return x.gather(1, left) * (1 - weight) + x.gather(1, left + 1) * weight
@@ -949,9 +952,9 @@ def phase_shift(x, generator=None, limit=math.pi / 4):
 def roundtrip(x, generator=None):
     """Set the last L mod 8 samples to 0, as the published views have them (ledger 18).
 
-    The authors' program sends a view through an STFT of hop 8 and back. The inverse, not told the
-    length, ends with the last whole hop, and zeros are put after it. Apart from that tail the round
-    trip changes nothing, so only the zeros are made here.
+    The authors' program sends a view through another STFT, of hop 8 (the model's has 2), and back.
+    The inverse, not told the length, ends with the last whole hop, and zeros are put after it.
+    Apart from that tail the round trip changes nothing, so only the zeros are made here.
     """
     tail = x.shape[1] % 8
     return torch.nn.functional.pad(x[:, : x.shape[1] - tail], (0, tail))
@@ -1025,7 +1028,8 @@ def pick_device(precision="float32"):
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     with errors_naming(f"DEVICE={name}"):
         tensor = torch.ones(1, device=name)  # fails where there is no such device
-        device = torch.Generator(tensor.device).device  # cuda -> cuda:0; fails without generator
+        generator = torch.Generator(tensor.device)  # fails where it draws no random numbers
+        device = generator.device
         if device.type == "cuda":
             torch.cuda.set_device(device)  # cuda:1: else some calls go to the first
     return device
@@ -1319,11 +1323,11 @@ class Training:
     def step_done(self, loss, **terms):
         """Count the step just taken; log it if due."""
         self.step += 1
-        if self.just_logged:
+        if self.is_logged_step:
             self.log(loss=loss.detach(), **terms)
 
     @property
-    def just_logged(self):
+    def is_logged_step(self):
         """Is the step just taken one that is logged?"""
         return self.step % self.log_every == 0 or self.step in (1, self.total_steps)
 
@@ -1364,7 +1368,10 @@ class Training:
         self.resume_path.unlink(missing_ok=True)
 
     def _write(self, path, weights, **content):
-        """Write content, identity, step and seconds, if weights, which content has, are finite."""
+        """Write content, identity, step and seconds.
+
+        weights: a part of content; InputError where they are not finite.
+        """
         if not finite(weights):
             raise InputError(
                 f"{self.stage}: weights not finite at step {self.step}, nothing is written. {GO_ON}"

@@ -1,6 +1,6 @@
 """Chapter 3: is it any good? Probes, IS, FID, CAS, figures (thesis §2.7, §5.1.2, §6).
 
-    test split -> stage 1 -> z_q, averaged over H and W -> KNN, SVM             (representations)
+    test split -> stage 1 -> z_q, averaged over H and W' -> KNN, SVM            (representations)
     prior -> unconditional series -> FCN features -> FID; its softmax -> IS             (samples)
     prior -> class-conditional series -> a fresh FCN -> accuracy on the real test split: CAS
 
@@ -205,23 +205,26 @@ def train_fcn(x, y, n_classes, config, folder, name):
     return model.eval().requires_grad_(False), training
 
 
-# fcn_config and cas_config turn epochs into steps. fcn_epochs is then unused, but dataset_fcn
-# hashes it into a file's name: with one fixed value the same training has the same file.
-UNUSED_EPOCHS = Config.fcn_epochs
-
-
 def fcn_config(config, dataset):
     """The config of the classifier behind FID and IS. Its seed is 0, so that all runs share it."""
     steps = classifier_steps(
         config, config.fcn_steps, config.fcn_epochs, len(dataset.x_train), len(dataset.classes)
     )
-    return replace(config, seed=0, fcn_steps=steps, fcn_epochs=UNUSED_EPOCHS)
+    return replace(for_steps(config, steps), seed=0)
+
+
+def for_steps(config, steps):
+    """The config of a classifier of so many steps. Its epochs, now unused, become the default.
+
+    They are a part of its file's name (dataset_fcn), and the same training should have one name.
+    """
+    return replace(config, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
 
 
 def cas_config(config, dataset, n):
     """The config of CAS's classifier, trained on n generated series: its steps in fcn_steps."""
     steps = classifier_steps(config, config.cas_steps, config.cas_epochs, n, len(dataset.classes))
-    return replace(config, fcn_steps=steps, fcn_epochs=UNUSED_EPOCHS)
+    return for_steps(config, steps)
 
 
 def classifier_steps(config, steps, epochs, n, n_classes):
@@ -246,7 +249,7 @@ def dataset_fcn(folder, dataset, config):
             x, y = dataset.x_train, dataset.y_train
             _, training = train_fcn(x, y, n_classes, config, folder, name)
             training.finish(path)
-    checkpoint, made_with = read_checkpoint(path, "fcn", config)
+    checkpoint, made_with = read_checkpoint(path, "fcn", config)  # the name tells the data
     fcn = ready(FCN(n_classes, made_with.precision), checkpoint, path, made_with.precision)
     return fcn, path, checkpoint["step"]
 
@@ -383,7 +386,8 @@ def memorising(generated, dataset, x_hat=None):
         yardstick = nearest_neighbour_ratio(x_hat, x_train, x_test)
         whose = "reconstructions of test series"
         scores["nn_ratio_recon"] = yardstick
-    if ratio is not None and ratio < 0.999 * yardstick:  # both are None or neither; rounding
+    # 0.999 for rounding. Where x_hat has no ratio, samples have none either.
+    if ratio is not None and ratio < 0.999 * yardstick:
         warn(
             f"nn_ratio {ratio:.2f} < {yardstick:.2f}, {whose}, hints at memorising (§6.4): samples "
             "lie nearer to train series than new ones would"
@@ -526,7 +530,7 @@ def score_tokens(stage1, dataset, train, test):
         "recon": time_error + frequency_error,
         "recon_time": time_error,
         "recon_timefreq": frequency_error,
-        # The published recon: that of the last mini-batch alone (ledger 13).
+        # As the published recon: of the last mini-batch alone (ledger 13), but in eval mode.
         "recon_last_batch": test["errors"].sum(1).split(128)[-1].mean().item(),
         "codes_used": codes_used,
         "perplexity": perplexity,
@@ -736,7 +740,10 @@ def draw_losses(plt, log):
 
 
 def draw_series(plt, dataset, samples):
-    """A column a class, the last one of any class; up to 50 series each (Figures 6.14 to 6.20)."""
+    """A column for each of the first 6 classes, the last one of any class; up to 50 series each.
+
+    Figures 6.14, 6.15, 6.18 to 6.20.
+    """
     columns = [*range(min(6, len(dataset.classes))), None]
     rows = (
         ("train", dataset.x_train, dataset.y_train, dataset.x_train),

@@ -6,7 +6,7 @@
 
 The augmented branch is not quantised. The SSL loss draws z_q and z' together: its gradient moves z,
 straight through, and the codes follow as moving averages. So they come to be ordered by what
-survives the augmentation, which classes and a prior can use.
+survives the augmentation.
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
         --augmentation slice --precision bf16  # 6 minutes, one CPU core
@@ -125,10 +125,9 @@ class HalvingConv(nn.Conv2d):
         super().__init__(in_channels, width, kernel_size=(3, 4), stride=(1, 2))
 
     def forward(self, x):
-        # The authors' program replicates borders (the thesis: zeros). NOTE: columns added left and
-        # right: (1, 1) where W is even, (1, 0) where it is odd, W // 2 outputs either way. One more
-        # would never be read, and oneDNN's bf16 kernel for AMX (torch 2.13) multiplies such a
-        # column with memory that nobody wrote: NaN.
+        # One column is added on either side, a copy of the border (the thesis: zeros). NOTE(ledger
+        # 35): where W is odd no output reads the right one, so it is left out. With it oneDNN's
+        # bf16 kernel for AMX (torch 2.13) reads memory that nobody wrote, and gives NaN.
         even = x.shape[3] % 2 == 0
         right = 1 if even else 0
         return super().forward(F.pad(x, (1, right, 1, 1), mode="replicate"))
@@ -151,7 +150,8 @@ class Encoder(nn.Sequential):
 class Decoder(nn.Sequential):
     """z (B, D, H, W') -> u^ (B, 2, H, frames): n + 1 doublings, then a resize. §5.1.1.
 
-    One doubling more than the encoder has halvings; the last two have no BatchNorm (ledger 31).
+    As the authors' program, not the thesis (ledger 31): one doubling more than the encoder has
+    halvings, and the resize takes it back; the last two doublings have no BatchNorm.
     """
 
     def __init__(self, n, width=64, residual_kernel=1, residual_norm=False):
@@ -188,8 +188,8 @@ class VectorQuantizer(nn.Module):
         self.eps = eps
         codebook = torch.randn(n_codes, dim)  # the scale of z, behind a BatchNorm
         self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
-        # NOTE(ledger 4): started at 0, a code unused in batch 1 has N_k of about eps. So e_k is
-        # huge and never the nearest, until m_k has decayed for some 100 steps.
+        # NOTE(ledger 4): counts start at 1. From 0, as in the authors' program, a code that batch 1
+        # does not use is m_k / eps, too far away to be chosen for some 100 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
         self.register_buffer("sums", codebook.clone())  # (K, D) m_k
 
@@ -245,8 +245,8 @@ def _unit_columns(z):
 def _correlation_terms(a, b):
     """a, b (B, P) -> of C = a^T b, (P, P): the sum over i != j of c_ij^2, and the diagonal (P)."""
     c_ii = (a * b).sum(0)
-    # The sum of all c_ij^2 is trace(C^T C) = trace(a a^T b b^T): two B x B Gram matrices serve, and
-    # C, P x P, is never made.
+    # The sum of all c_ij^2 is trace(C^T C) = trace((a a^T) (b b^T)), for symmetric matrices the sum
+    # of their product by elements: two B x B matrices serve, and C, P x P, is never made.
     all_squares = ((a @ a.T) * (b @ b.T)).sum()
     off_diagonal = all_squares - c_ii.square().sum()
     return off_diagonal, c_ii
@@ -293,8 +293,8 @@ def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma
 def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     """Whiten feature groups over the batch. z (B, P) float -> (B, P). §3.3.2; Huang et al. 2019.
 
-    groups: the number G of groups, of d = P / G features each. ValueError where it does not divide
-    P. There are no running averages, as only training needs it.
+    groups: the number G of groups, of d = P / G features each; 64 groups of 64 where P is 4096.
+    ValueError where G does not divide P. There are no running averages, as only training needs it.
     """
     B, P = z.shape
     if P % groups:
@@ -306,9 +306,9 @@ def iter_norm(z, groups=64, iterations=5, eps=1e-5):
     trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]  # (G, 1, 1)
     s = covariance / trace  # eigenvalues in (0, 1]
     p = eye.expand_as(s)  # (G, d, d)
-    # Newton's iteration drives p to s^{-1/2}. Eigenvectors would do that at once, but their
-    # gradient explodes where eigenvalues meet. Five rounds are few on purpose: they whiten the
-    # strong directions and do not blow up the noise of the weak ones.
+    # Newton's iteration drives p to s^{-1/2}, at which p p s = 1 and p stays. Eigenvectors would do
+    # that at once, but their gradient explodes where eigenvalues meet. Five rounds are few on
+    # purpose: they whiten the strong directions and do not blow up the noise of the weak ones.
     for _ in range(iterations):
         p = 1.5 * p - 0.5 * (p @ p @ p) @ s
     whitened = p @ x / trace.sqrt()  # covariance^{-1/2} = s^{-1/2} / sqrt(trace)
@@ -345,7 +345,7 @@ class Projector(nn.Module):
         if self.whiten:
             with torch.autocast(h.device.type, enabled=False):  # in float32
                 for i, z in enumerate(projections):
-                    groups = z.shape[1] // 64  # of 64 features
+                    groups = z.shape[1] // 64  # as many as have 64 features each
                     projections[i] = iter_norm(z, groups) * self.scale + self.shift
         return projections
 
@@ -455,8 +455,8 @@ class NCVQVAE(nn.Module):
         for band, z in zip(self.bands, latents, strict=True):
             with self._autocast(z):
                 part = band.decoder(z, frames)
-            # The decoder's other bins are set to zero (§3.1.1, u_LF and u_HF of eq. 3.2). In
-            # float32: two gradients, of the error in time and in frequency, are added here.
+            # The decoder's other bins are set to zero (§3.1.1, u_LF and u_HF of eq. 3.2). float32
+            # from here, so that backward adds the gradients of u^ and of x^ in float32.
             u = u + band.mask * part.float()
         return u, istft(u, self.config.n_fft, self.length)
 
@@ -493,8 +493,8 @@ class NCVQVAE(nn.Module):
             u_aug, z_aug = self.encode(x_aug)  # BatchNorm statistics of its own
             if self.config.views == 1:
                 u_aug_hat, x_aug_hat = self.decode(z_aug)
-                # Without recon_aug models overfit severely: the encoder pleases the SSL loss and
-                # neglects reconstruction (§4.1.1). It also lets the decoder see new series.
+                # Without recon_aug the encoder pleases the SSL loss and neglects reconstruction,
+                # and models overfit severely (§4.1.1).
                 recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
                 terms["recon_aug"] = self.config.zeta * recon_aug
             # x is compared after quantisation, its view before it: the codes of x shall agree with
@@ -546,8 +546,8 @@ def gumbel(shape, generator, device):
 def encode_split(model, x, batch=256):
     """One pass of a split x (n, L) through stage 1, in the model's mode -> dict of CPU tensors.
 
-    pooled (n, bands * D): z_q averaged over H and W'; tokens (n, N); x_hat (n, L); errors (n, 2):
-    the MSE of each series in time and in frequency.
+    pooled (n, bands * D): z_q averaged over H and W', without the maximum that SSL adds (pool);
+    tokens (n, N); x_hat (n, L); errors (n, 2): the MSE of each series in time and in frequency.
     """
     device = next(model.parameters()).device
     parts = {"pooled": [], "tokens": [], "x_hat": [], "errors": []}
@@ -558,8 +558,8 @@ def encode_split(model, x, batch=256):
         u_hat, x_hat = model.decode(z_q)  # (B, 2, H, W), (B, L)
         error_time = (x_hat - part).square().mean(1)  # (B)
         error_frequency = (u_hat - u).square().mean((1, 2, 3))  # (B)
-        pooled = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)  # (B, bands * D)
-        parts["pooled"].append(pooled.cpu())
+        averages = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)  # (B, bands * D)
+        parts["pooled"].append(averages.cpu())
         parts["tokens"].append(tokens.cpu())
         parts["x_hat"].append(x_hat.cpu())
         parts["errors"].append(torch.stack([error_time, error_frequency], 1).cpu())
@@ -623,7 +623,7 @@ def train_stage1(run_dir, config, dataset=None):
         training.step_done(loss, **terms)
 
         fewest_codes = len(model.bands)  # one in each band
-        if training.just_logged and len(tokens.unique()) == fewest_codes:
+        if training.is_logged_step and len(tokens.unique()) == fewest_codes:
             warn(
                 f"step {training.step}: the codebook collapsed to one code; try another --seed or "
                 "a smaller --stage1-lr"

@@ -142,8 +142,8 @@ def mask_tokens(tokens, generator=None):
     B, N = tokens.shape
     r = 1 - torch.rand(B, 1, generator=generator, device=tokens.device)  # (0, 1]
     count = (torch.cos(r * (math.pi / 2)) * N).ceil().clamp(1, N)  # (B, 1)
-    order = torch.rand(B, N, generator=generator, device=tokens.device).argsort(1)
-    rank = order.argsort(1)  # (B, N) a random permutation in each row
+    order = torch.rand(B, N, generator=generator, device=tokens.device).argsort(1)  # random
+    rank = order.argsort(1)  # (B, N) each position's place in that order
     return rank < count
 
 
@@ -179,7 +179,8 @@ def band_losses(prior, tokens, masks, labels, loss_on="masked"):
 def prior_loss(prior, tokens, labels, seed=0):
     """band_losses of a split's tokens (n, N), one seeded mask a series, as a float. §6.2.3.
 
-    Batches are weighted by their masked tokens. With one band this is the mean over all of them.
+    Batches are weighted by their masked tokens, so that of one band it is the mean over all masked
+    tokens of the split; of two bands nearly so.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed)
     masks = [mask_tokens(part, generator) for part in tokens.split(prior.sizes, 1)]
@@ -406,7 +407,10 @@ def sample(prior, stage1, labels, generator=None, config=None):
 
 
 def class_proportions(y, total):
-    """Labels (total,) in the shares of y (n,), to within one series; all classes if total >= n."""
+    """Labels (total,) in the shares of y (n,), to within one series.
+
+    If total >= n each of y's labels is taken once or more, so that no class is left out.
+    """
     places = (torch.arange(total) * len(y)) // total  # evenly spaced in the sorted labels
     return y.sort().values[places]
 

@@ -291,6 +291,25 @@ def test_questions_have_means_over_models_and_over_sets():
     assert "| +0.10 |  |" in asked["rq3"] and "| +1.00 [" in asked["rq4"]
 
 
+def test_the_readmes_table_has_a_row_a_set_in_the_order_of_the_thesis():
+    rows = [
+        row_of("naive-none", knn=0.5, svm=0.6, cas=0.9),
+        row_of("vibcreg-slice", knn=0.7, svm=0.6, recon_train_mode_last_batch=0.05, cas=0.9),
+        row_of("naive-none", dataset="FordA", knn=0.7),
+        row_of("vibcreg-slice", dataset="FordA", knn=0.8),
+        row_of("naive-none", dataset="Wafer", knn=0.7),  # alone
+        row_of("naive-none", 1, "zeta=0.2", knn=0.1),
+    ]
+    header, _, *lines, _, counts = tables.readme_table(grid(rows)).splitlines()
+    assert header.startswith("| set, preset | recon, naive | recon, NC | KNN, naive | KNN, NC |")
+    assert [line.split(" |")[0] for line in lines] == ["| FordA, thesis", "| Symbols, thesis"]
+    assert lines[1].startswith(
+        "| Symbols, thesis | [0.11] | 0.05 [0.07] | 0.50 [0.50] | 0.70 [0.42]"
+    )
+    assert lines[1].endswith("| 1 |") and lines[0].endswith("|  |")  # no minutes without stage 2
+    assert "recon 0 of 0, KNN 4 of 4, SVM 2 of 2" in counts
+
+
 def test_tables_are_put_between_their_markers(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("a\n<!-- rq1 -->\nold\n<!-- end -->\nb\n<!-- rq2 -->\n<!-- end -->\nc\n")
