@@ -75,7 +75,7 @@ Starred rows of all, ours [published]; a gain in both is a published one that ou
 Each model's mean against the published one (train mode: a throw-away copy after the authors' probe,
 ledger 12):
 
-{agreements(compared)}"""
+{agreements(compared, named=True)}"""
 
 
 @dataclass
@@ -174,19 +174,23 @@ def verdict(difference, starred, metric):
     return "gain" if is_gain(difference, metric) else "loss"
 
 
-def agreements(compared):
-    """How many means lie within noise of the published ones, and which do not."""
+def agreements(compared, named=False):
+    """How many means lie within noise of the published ones; named: and which are worse."""
     lines = []
     for metric in (*RECON, *METRICS[1:]):
         if metric in BY_CLASSIFIER:
             continue
         found = judged(compared, metric)
-        line = [metric.replace("_train_mode", ", train mode")]
+        if not any(found.values()):
+            continue
+        line = [metric.replace("_train_mode", ", train mode").replace("_last", ", last")]
         for models in found.values():
             line.append(str(len(models)))
-        line.append(", ".join(found["worse"]))
+        if named:
+            line.append(", ".join(found["worse"]))
         lines.append(line)
-    return markdown(["metric", "within noise", "better", "worse", "which are worse"], lines)
+    columns = ["metric", "within noise", "better", "worse"]
+    return markdown([*columns, "which are worse"] if named else columns, lines)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ def grid(rows):
 
 
 def one_schedule(cells):
-    """The cells with naive and another model, each dataset once.
+    """The cells with naive and another model, each dataset once, in the thesis' order.
 
     The schedule with the most models, then the thesis', then `fast`, then that of more runs.
     """
@@ -314,9 +314,21 @@ def one_schedule(cells):
             if dataset not in best or weight > best[dataset][0]:
                 best[dataset] = (weight, words)
     chosen = {}
-    for dataset, (_, words) in best.items():
+    for dataset in in_order(best, THESIS_SETS):
+        _, words = best[dataset]
         chosen[dataset, words] = cells[dataset, words]
     return chosen
+
+
+def in_order(names, first):
+    """Names sorted, but first those that are one of `first` (up to a comma), in its order."""
+    first = list(first)
+
+    def place(name):
+        known = name.split(",")[0]
+        return (first.index(known) if known in first else len(first), name)
+
+    return sorted(names, key=place)
 
 
 def values_of(runs, metric):

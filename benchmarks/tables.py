@@ -20,6 +20,7 @@ from benchmarks.rows import (
     export,
     find_runs,
     grid,
+    in_order,
     is_whole,
     judged,
     markdown,
@@ -85,17 +86,6 @@ one seed of ours, 1.47 for four. FID and IS hang on the classifier, and the publ
             text += table(heading, found, metric, "mean")
         text += minutes_table(found)
     return text
-
-
-def in_order(names, first):
-    """Names sorted, those before that begin as one of `first`, in its order."""
-    first = list(first)
-
-    def place(name):
-        known = name.split(",")[0]
-        return (first.index(known) if known in first else len(first), name)
-
-    return sorted(names, key=place)
 
 
 def other_settings(rows):
@@ -204,9 +194,7 @@ def readme_table(cells, model=("vibcreg", "slice")):
     for name in README_COLUMNS:
         columns += [f"{name}, naive", f"{name}, NC"]
     lines = []
-    by_dataset = {dataset: (words, models) for (dataset, words), models in compared.items()}
-    for dataset in in_order(by_dataset, THESIS_SETS):
-        words, models = by_dataset[dataset]
+    for (dataset, words), models in compared.items():
         if model not in models:
             continue
         line = [f"{dataset}, {words.split(',')[0]}"]

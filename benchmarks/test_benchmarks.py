@@ -519,7 +519,7 @@ def test_every_figure_across_runs_is_drawn(tmp_path):
         "views",
         "recon",
         "probes",
-        "samples",
+        "sample_metrics",
         "training",
         "ssl_barlow",
         "knn_ssl_vibcreg",

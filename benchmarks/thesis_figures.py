@@ -92,6 +92,15 @@ def name_models(figure, models=MODELS, with_published=True):
     figure.legend(handles=handles, loc="lower center", ncol=min(5, len(handles)))
 
 
+def plain_numbers(axis):
+    """0.1, 0.2, 0.5, 1, 2 on a logarithmic y axis instead of powers of ten."""
+    if axis.get_yscale() == "log":
+        ticker = pyplot().matplotlib.ticker
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
 def set_names(cells, metric):
     """Tick labels: dataset, schedule, and of how many seeds its models have the metric."""
     names = []
@@ -114,7 +123,7 @@ def scores(cells, metrics):
 
     Figures 6.1, 6.3, 6.9, 6.10.
     """
-    size = (10, 1 + 2.3 * len(metrics))
+    size = (max(10, 1.2 * len(cells)), 1 + 2.3 * len(metrics))
     figure, axes = pyplot().subplots(len(metrics), 1, figsize=size, sharex=True, squeeze=False)
     for axis, metric in zip(axes[:, 0], metrics, strict=True):
         for i, ((dataset, _), models) in enumerate(cells.items()):
@@ -128,8 +137,9 @@ def scores(cells, metrics):
                 axis.errorbar(x + 0.02, theirs["mean"], theirs["std"], **hollow)
         scale = "log" if metric in LOWER_IS_BETTER else "linear"
         axis.set(ylabel=LABELS[metric], yscale=scale, xticks=range(len(cells)))
+        plain_numbers(axis)
         axis.grid(axis="y", lw=0.3)
-    names = [name.replace("Robot", "-\nRobot") for name in set_names(cells, metrics[-1])]
+    names = [name.replace("Robot", "-\nRobot") for name in set_names(cells, metrics[0])]
     axes[-1, 0].set_xticklabels(names, fontsize=7)
     name_models(figure)
     return figure
@@ -189,6 +199,7 @@ def curves(results, cells, key, label, methods=COLOURS):
         for model, (steps, values) in models.items():
             axis.plot(steps, values, lw=1, ms=3, markevery=0.2, **look(model))
         axis.set(title=f"{dataset}, {schedule}", yscale="log")
+        plain_numbers(axis)
         axis.set(xlabel="optimiser step", ylabel=label)
     shown = [model for model in MODELS if model[0] in methods]
     name_models(figure, shown, with_published=False)
@@ -216,7 +227,7 @@ def against(cells, x_of, x_metric, y_metric, with_published=True):
                 x = published(dataset, model, x_metric)["mean"]
                 y = published(dataset, model, y_metric)["mean"]
                 axis.plot(x, y, ls="", ms=5, mfc="none", **look(model))
-        if len(points) > 2:
+        if len(points) >= 8:  # fewer make no line
             xs = np.array([x for x, _, _ in points])
             ys = np.array([y for _, y, _ in points])
             ends = np.array([xs.min(), xs.max()])
@@ -259,6 +270,7 @@ def costs(cells):
     for _, model, row in runs_of(cells):
         left.plot(MODELS.index(model), row["seconds_stage1"] / 60, ls="", ms=4, **look(model))
     left.set(title="Stage 1, a point a run of any dataset", ylabel="minutes", yscale="log")
+    plain_numbers(left)
     left.set_xticks(range(len(MODELS)), map(words, MODELS), rotation=30)
     for method in COLOURS:
         augmentation = "none" if method == "naive" else "warp"
@@ -295,7 +307,7 @@ def draw_all(results):
         "costs": costs(cells),
         "recon": scores(cells, ["recon", "recon_train_mode_last_batch"]),
         "probes": scores(cells, ["knn", "svm"]),
-        "samples": scores(cells, ["fid", "is", "cas_thesis"]),
+        "sample_metrics": scores(cells, ["fid", "is", "cas_thesis"]),
         "training": curves(results, cells, "val_recon", "recon of the test split"),
         "knn_is": against(cells, lambda row: row["is"], "is", "knn"),
         "knn_fid": against(cells, lambda row: row["fid"], "fid", "knn"),
