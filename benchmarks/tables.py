@@ -7,7 +7,6 @@
 A table holds the runs of one schedule.
 """
 
-import re
 import statistics
 from pathlib import Path
 
@@ -239,8 +238,10 @@ def fill(path, tables):
         return
     text = path.read_text()
     for name, content in tables.items():
-        between = rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)"
-        text = re.sub(between, lambda _, content=content: content, text, flags=re.DOTALL)
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        if mark:
+            _, end, after = rest.partition("<!-- end -->")
+            text = before + mark + content + end + after
     write_text(path, text)
 
 

@@ -312,11 +312,13 @@ def test_the_readmes_table_has_a_row_a_set_in_the_order_of_the_thesis():
 
 def test_tables_are_put_between_their_markers(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text("a\n<!-- rq1 -->\nold\n<!-- end -->\nb\n<!-- rq2 -->\n<!-- end -->\nc\n")
+    path.write_text(
+        "a\n<!-- x -->\nold\n<!-- end -->\nb\n<!-- y -->\n<!-- end -->\nc\n<!-- end -->"
+    )
     for _ in range(2):
-        tables.fill(path, {"rq1": "| 1 |\n", "rq2": "| 2\\1 |\n", "rq3": "no place"})
+        tables.fill(path, {"x": "| 1 |\n", "y": "| 2\\1 |\n", "z": "no place"})
     assert path.read_text() == (
-        "a\n<!-- rq1 -->\n| 1 |\n<!-- end -->\nb\n<!-- rq2 -->\n| 2\\1 |\n<!-- end -->\nc\n"
+        "a\n<!-- x -->\n| 1 |\n<!-- end -->\nb\n<!-- y -->\n| 2\\1 |\n<!-- end -->\nc\n<!-- end -->"
     )
 
 
