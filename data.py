@@ -6,7 +6,7 @@ Nothing here knows a model. Letters: B batch, L length, n series, K classes. "Le
 the ledger in README.md: where the thesis' text, the authors' program and this code differ. "Drafts"
 are the project thesis and notes that came before the thesis.
 
-    python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # [1000, 64]
+    python -c "import data; print(data.load_dataset('toy').x_train.shape)"  # 1000 series of 64
 """
 
 import argparse
@@ -192,7 +192,7 @@ class Config:
     fcn_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
     cas_steps: int = number(0, 0, 10**9)  # 0: epochs decide
-    steps_per_class: int = number(0, 0)  # where steps decide, at least K times this; both
+    steps_per_class: int = number(0, 0)  # both: the steps, if given, are at least K times this
     fcn_batch: int = number(256, 2)  # both classifiers
     fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # both
@@ -448,8 +448,8 @@ def resolve_dataset(name):
 def toy_split(seed):
     """1000 series of two_patterns with little noise, so that minutes are enough to learn them.
 
-    Of length 64, because an FCN's feature (evaluate.py) sees 14 values. At length 128 the two
-    patterns lie too far apart for it to learn which comes first.
+    The classifier behind CAS averages features over time, each of which sees 14 values. It can
+    learn the order of two steps only where they lie near one another: length 64, not 128.
     """
     x, y = two_patterns(1000, 64, seed, noise=0.2)
     return x.double().numpy(), [str(label) for label in y.tolist()]
@@ -502,7 +502,7 @@ def index_labels(name, files, words_train, words_test):
         labels = [words_train, words_test]
     classes = sorted(set(labels[0]), key=lambda label: (isinstance(label, str), label))
     index = {label: k for k, label in enumerate(classes)}
-    one_class = len(classes) < 2  # refused too, in the same words, of the first series
+    one_class = len(classes) < 2  # then the loop refuses the first series, with this message
     for file, split in zip(files, labels, strict=True):
         for row, label in enumerate(split, 1):
             missing = str(label).lower() in ("", "nan", "none", "?")
@@ -601,6 +601,13 @@ def agrees_with_thesis(name, found):
 
 
 # ---- Files ----
+#
+# NAME_TRAIN and NAME_TEST have a series a line, its label in front (in a .ts at the end):
+#     .tsv   1<tab>0.12<tab>0.34
+#     .txt   1 0.12 0.34
+#     .csv   walk,0.12,0.34          a header is skipped; labels may be missing in both files
+#     .ts    0.12,0.34:walk          the lines up to @data are the header
+# Or one NAME.npz: X_train (n, L), X_test (n', L) and perhaps y_train (n,), y_test (n',).
 
 
 def read_npz(path):
@@ -1043,6 +1050,14 @@ def use_fast_layout(model):
 
 # ---------------------------------------------------------------------------------------------
 # A run on disk: files that are whole or not there, the lock, the log, going on after a kill
+#
+# OUT/DATASET/METHOD-AUG/seedN has
+#     config.json           every setting; the later stages read it
+#     stage1.pt, stage2.pt  weights, and an identity: the settings and data that made them
+#     *.resume.pt           the last saved step of a training that is not finished
+#     log.jsonl             a line a logged step, a line a start
+#     metrics.json, samples.npz, figures/
+#     .lock                 held by the process that works here
 # ---------------------------------------------------------------------------------------------
 
 

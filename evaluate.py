@@ -113,7 +113,8 @@ METRICS = (
 def probe(z_train, y_train, z_test, y_test):
     """Test accuracy of KNN (k = 5) and a linear SVM (C = 1). z (n, D), y (n,). §5.1.2.
 
-    Features are scaled to (-1, 1) by the train split's extremes (ledger 31).
+    Features are scaled to (-1, 1) by the train split's extremes (ledger 31). What the probes see is
+    which codes a series has, hardly where: the average over H and W' forgets the places.
     """
     scores = []
     for classifier in (KNeighborsClassifier(min(5, len(z_train))), SVC(kernel="linear", C=1.0)):
@@ -124,7 +125,10 @@ def probe(z_train, y_train, z_test, y_test):
 
 
 def code_usage(tokens, n_codes):
-    """Codes in use, the perplexity exp(entropy) of their shares. tokens (n, N) -> int, float."""
+    """Codes in use, the perplexity exp(entropy) of their shares. tokens (n, N) -> int, float.
+
+    A perplexity far below the number of codes in use: a few of them do most of the work.
+    """
     counts = torch.bincount(tokens.flatten(), minlength=n_codes).double()  # (codes)
     p = counts / counts.sum()  # shares
     entropy = -torch.special.xlogy(p, p).sum()  # 0 log 0 = 0
@@ -205,33 +209,31 @@ def train_fcn(x, y, n_classes, config, folder, name):
     return model.eval().requires_grad_(False), training
 
 
-def fcn_config(config, dataset):
-    """The config of the classifier behind FID and IS. Its seed is 0, so that all runs share it."""
-    steps = classifier_steps(
-        config, config.fcn_steps, config.fcn_epochs, len(dataset.x_train), len(dataset.classes)
-    )
-    return replace(for_steps(config, steps), seed=0)
+def classifier_config(config, steps, epochs, n, n_classes):
+    """config with the steps of a classifier of n series in fcn_steps.
 
-
-def for_steps(config, steps):
-    """The config of a classifier of so many steps. Its epochs, now unused, become the default.
-
-    They are a part of its file's name (dataset_fcn), and the same training should have one name.
+    They are max(steps, steps_per_class K); where steps is 0, what `epochs` epochs take. fcn_epochs,
+    now unused, becomes the default: it is in the hash that names the classifier's file, and the
+    same training should have one name.
     """
+    if steps == 0:
+        steps = epochs * steps_per_epoch(n, config.fcn_batch)
+    else:
+        steps = max(steps, config.steps_per_class * n_classes)
     return replace(config, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
 
 
+def fcn_config(config, dataset):
+    """The config of the classifier behind FID and IS. Its seed is 0, so that all runs share it."""
+    n, n_classes = len(dataset.x_train), len(dataset.classes)
+    shared = replace(config, seed=0)
+    return classifier_config(shared, config.fcn_steps, config.fcn_epochs, n, n_classes)
+
+
 def cas_config(config, dataset, n):
-    """The config of CAS's classifier, trained on n generated series: its steps in fcn_steps."""
-    steps = classifier_steps(config, config.cas_steps, config.cas_epochs, n, len(dataset.classes))
-    return for_steps(config, steps)
-
-
-def classifier_steps(config, steps, epochs, n, n_classes):
-    """max(steps, steps_per_class K); where steps is 0, what `epochs` epochs over n series take."""
-    if steps == 0:
-        return epochs * steps_per_epoch(n, config.fcn_batch)
-    return max(steps, config.steps_per_class * n_classes)
+    """The config of CAS's classifier, trained on n generated series."""
+    n_classes = len(dataset.classes)
+    return classifier_config(config, config.cas_steps, config.cas_epochs, n, n_classes)
 
 
 def dataset_fcn(folder, dataset, config):
@@ -249,7 +251,8 @@ def dataset_fcn(folder, dataset, config):
             x, y = dataset.x_train, dataset.y_train
             _, training = train_fcn(x, y, n_classes, config, folder, name)
             training.finish(path)
-    checkpoint, made_with = read_checkpoint(path, "fcn", config)  # the name tells the data
+    # Not compared with the dataset, whose sha256 is in the name: the file's is of x and y alone.
+    checkpoint, made_with = read_checkpoint(path, "fcn", config)
     fcn = ready(FCN(n_classes, made_with.precision), checkpoint, path, made_with.precision)
     return fcn, path, checkpoint["step"]
 
@@ -278,6 +281,10 @@ def frechet_distance(f1, f2):
 
     Tr (S1 S2)^1/2 is the sum of the roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is
     symmetric: singular covariances are no trouble. ValueError for under 2 rows.
+
+    It sees means and covariances of what the classifier looks at, and nothing else: what does not
+    tell classes apart may be wrong unnoticed. Of few rows it is too high, so it is read beside that
+    of as many real series (fid_floor).
     """
     f1 = np.asarray(f1, dtype=np.float64)
     f2 = np.asarray(f2, dtype=np.float64)
@@ -295,7 +302,8 @@ def frechet_distance(f1, f2):
 def inception_score(p, splits=10, seed=0):
     """exp(E KL(p(y|x) || p(y))), the mean over shuffled splits. p (n, K) -> float. Eq. 2.19.
 
-    It is 1 where all samples are alike or vague, K where they are sharp and the classes even.
+    It is 1 where all samples are alike or vague, K where they are sharp and the classes even. It
+    never looks at the data: one sharp series a class, repeated, has the best score.
     """
     p = np.asarray(p, dtype=np.float64)
     shuffled = p[np.random.default_rng(seed).permutation(len(p))]
@@ -340,6 +348,10 @@ def classification_accuracy_score(x, y, dataset, config, folder):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,).
 
     None, with a warning, where y lacks a class of the data.
+
+    It sees whether generated series have what tells the classes apart. It hangs on the length of
+    the training: a long one learns what real series lack too, and scores the same samples lower
+    (ledger 34). So it is read beside cas_real, of the same steps.
     """
     absent = [str(label) for k, label in enumerate(dataset.classes) if not (y == k).any()]
     if absent:
@@ -386,7 +398,7 @@ def memorising(generated, dataset, x_hat=None):
         yardstick = nearest_neighbour_ratio(x_hat, x_train, x_test)
         whose = "reconstructions of test series"
         scores["nn_ratio_recon"] = yardstick
-    # 0.999 for rounding. Where x_hat has no ratio, samples have none either.
+    # Both ratios are None together, as they share d(test). 0.999 for rounding.
     if ratio is not None and ratio < 0.999 * yardstick:
         warn(
             f"nn_ratio {ratio:.2f} < {yardstick:.2f}, {whose}, hints at memorising (§6.4): samples "
@@ -547,7 +559,9 @@ def score_tokens(stage1, dataset, train, test):
 def score_prior(prior, dataset, train, test):
     """Masked cross-entropy of both splits -> {key: float}. train, test: dicts of encode_split.
 
-    A low one of the train split beside a high one of the test split: the prior is overfit.
+    A low one of the train split beside a high one of the test split: the prior is overfit. Losses
+    of two stage 1 do not compare, as their tokens are two languages: a collapsed codebook, which
+    says nothing, has the lowest of all.
     """
     device = next(prior.parameters()).device
     scores = {}
@@ -666,7 +680,10 @@ def some_rows(n, most):
 
 
 def draw_reconstructions(plt, dataset, x_hat):
-    """Six test series and what stage 1 makes of them."""
+    """Six test series and what stage 1 makes of them.
+
+    What is missing here no sample can have, as samples pass the same decoder.
+    """
     figure, axes = plt.subplots(2, 3, figsize=(10, 4), sharex=True)
     rows = np.linspace(0, len(x_hat) - 1, 6).astype(int)
     for axis, i in zip(axes.flat, rows, strict=True):
@@ -683,7 +700,11 @@ def draw_reconstructions(plt, dataset, x_hat):
 
 
 def draw_latents(plt, dataset, pooled):
-    """PCA and t-SNE of the test split's z_q, by class (Figures 6.4 to 6.6)."""
+    """PCA and t-SNE of the test split's z_q, by class (Figures 6.4 to 6.6).
+
+    Clusters by class are what SSL is to bring. In a t-SNE the distance between clusters means
+    nothing.
+    """
     rows = some_rows(len(pooled), 500)
     z = pooled.numpy()[rows]
     y = dataset.y_test.numpy()[rows] if dataset.classes else None
@@ -711,7 +732,11 @@ def scatter_classes(plt, axis, points, y, classes):
 
 
 def draw_losses(plt, log):
-    """The losses of each stage, those of the test split bold (Figures 6.2, 6.11)."""
+    """The losses of each stage, those of the test split bold (Figures 6.2, 6.11).
+
+    A bold line that rises while the other one falls: the stage overfits. A regular spike is an
+    epoch's last, small batch.
+    """
     records = [record for record in log if "step" in record]
     present = {record["stage"] for record in records}
     stages = [stage for stage in ("stage1", "stage2", "cas") if stage in present]
@@ -742,7 +767,8 @@ def draw_losses(plt, log):
 def draw_series(plt, dataset, samples):
     """A column for each of the first 6 classes, the last one of any class; up to 50 series each.
 
-    Figures 6.14, 6.15, 6.18 to 6.20.
+    Figures 6.14, 6.15, 6.18 to 6.20. Samples of a class should differ among themselves as much as
+    its train series do. A column shares its y axis, so that a wrong scale shows.
     """
     columns = [*range(min(6, len(dataset.classes))), None]
     rows = (
@@ -770,7 +796,11 @@ def draw_series(plt, dataset, samples):
 
 
 def draw_real_and_generated(plt, dataset, stage1, pooled, generated):
-    """Both as series and as z_q; the PCA is fitted on the real ones (Figures 6.16, 6.17, 6.21)."""
+    """Both as series and as z_q; the PCA is fitted on the real ones (Figures 6.16, 6.17, 6.21).
+
+    Grey without blue: a kind of series that is never generated. Blue without grey: one that the
+    data does not have.
+    """
     rows = some_rows(len(generated), 250)  # of test series too: there are as many
     n = len(rows)
     made = generated[rows]

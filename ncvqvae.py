@@ -1,4 +1,4 @@
-"""Chapter 1: tokens (thesis §4.1.1, §5.1.1; eq. 2.13, 3.1 to 3.3, 3.7 to 3.15, 4.1 to 4.5).
+r"""Chapter 1: tokens (thesis §4.1.1, §5.1.1; eq. 2.13, 3.1 to 3.3, 3.7 to 3.15, 4.1 to 4.5).
 
     x --stft--> u --Encoder--> z --VectorQuantizer--> z_q --Decoder--> u^ --istft--> x^
     x' = augment(x) -> u' -> the same Encoder -> z' ----> the same Decoder -> u'^ -> x'^
@@ -8,7 +8,7 @@ The augmented branch is not quantised. The SSL loss draws z_q and z' together: i
 straight through, and the codes follow as moving averages. So they come to be ordered by what
 survives the augmentation.
 
-    python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \\
+    python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \
         --augmentation slice --precision bf16  # 6 minutes, one CPU core
 
 Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames of u (4 L/n_fft + 1), W'
@@ -125,9 +125,10 @@ class HalvingConv(nn.Conv2d):
         super().__init__(in_channels, width, kernel_size=(3, 4), stride=(1, 2))
 
     def forward(self, x):
-        # One column is added on either side, a copy of the border (the thesis: zeros). NOTE(ledger
-        # 35): where W is odd no output reads the right one, so it is left out. With it oneDNN's
-        # bf16 kernel for AMX (torch 2.13) reads memory that nobody wrote, and gives NaN.
+        # The border is copied (the thesis: zeros): one row above and below, one column left, and
+        # one right where W is even. Where it is odd the last window of 4 ends on x's last column.
+        # NOTE(ledger 35): with a column that no window reads, oneDNN's bf16 kernel for AMX (torch
+        # 2.13) reads memory that nobody wrote, and gives NaN.
         even = x.shape[3] % 2 == 0
         right = 1 if even else 0
         return super().forward(F.pad(x, (1, right, 1, 1), mode="replicate"))
@@ -189,7 +190,8 @@ class VectorQuantizer(nn.Module):
         codebook = torch.randn(n_codes, dim)  # the scale of z, behind a BatchNorm
         self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
         # NOTE(ledger 4): counts start at 1. From 0, as in the authors' program, a code that batch 1
-        # does not use is m_k / eps, too far away to be chosen for some 100 steps.
+        # does not use is m_k / eps, too far away to be chosen. m_k shrinks by 0.9 a step, so it is
+        # back after log(1e-5) / log(0.9) = 109 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
         self.register_buffer("sums", codebook.clone())  # (K, D) m_k
 

@@ -193,7 +193,10 @@ def prior_loss(prior, tokens, labels, seed=0):
 
 
 def make_optimizers(prior, config):
-    """[AdamW] for all parameters; with --optimizer muon [AdamW, Muon], the latter for matrices."""
+    """[AdamW] for all parameters; with --optimizer muon [AdamW, Muon].
+
+    Muon is for the matrices of the blocks, as is usual; embeddings and ends stay with AdamW.
+    """
     matrices = []
     others = []
     for name, parameter in prior.named_parameters():
@@ -393,7 +396,7 @@ def sample(prior, stage1, labels, generator=None, config=None):
     """Draw a series for each of labels (n,) -> float32 (n, L), standardised, on the CPU.
 
     The label n_classes means no class. The codes of stage 1 are decoded, not the prior's embedding,
-    which has moved (ledger 10). config: how to decode, the thesis' way where None.
+    which has moved (ledger 10). config: how to decode; None: by Config's defaults.
     """
     config = config or Config()
     device = next(prior.parameters()).device

@@ -214,7 +214,7 @@ def readme_table(cells, model=("vibcreg", "slice")):
         counts.append(f"{name} {total - len(found['worse'])} of {total}")
     return (
         f"{markdown([*columns, 'minutes'], lines)}\n"
-        "Of all models that ran, these are within noise of the published mean or better: "
+        "Within noise of the published mean or better, of all seven models of these sets that ran: "
         f"{', '.join(counts)}.\n"
     )
 
