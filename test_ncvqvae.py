@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1760,11 +1761,17 @@ def slow_is(p):
     return sum(scores) / 10
 
 
-def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_figures):
-    """Which split, mode, samples, labels and classifier: recomputed from the files."""
-    run = tmp_path / "own/vibcreg-slice/seed3"
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A tiny run, trained and scored once: its settings, its data as NumPy reads them, its metrics.
+
+    calls: {function of evaluate.py: [(*inputs, output), ...]}, those behind the metrics. What was
+    counted, voted on or ranked is taken from them: rounding may move it, here it is the same.
+    """
+    folder = tmp_path_factory.mktemp("scored")
+    run = folder / "own/vibcreg-slice/seed3"
     config = tiny_config(
-        dataset=own_data(tmp_path, n_test=200),
+        dataset=own_data(folder, n_test=200),
         method="vibcreg",
         augmentation="slice",
         seed=3,
@@ -1783,219 +1790,360 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
         np.savez(config.dataset, **{**f, "y_test": words})
     ncvqvae.train_stage1(run, config)
     prior.train_stage2(run)
-    second, asked, sample = data.load_checkpoint(run / "stage2.pt"), [], prior.sample
-    monkeypatch.setattr(
-        evaluate,
-        "sample",
-        lambda p, m, labels, *rest: asked.append(labels) or sample(p, m, labels, *rest),
-    )
-    judged = {}  # what was counted, voted on or ranked: rounding may move that, here it is the same
-    for name in (
-        "encode_split",
-        "probe",
-        "prior_loss",
-        "accuracy",
-        "precision_recall_density_coverage",
-    ):
-        judge = getattr(evaluate, name)
+    calls = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "draw_figures", lambda *inputs: None)
+        for name in (
+            "encode_split",
+            "probe",
+            "prior_loss",
+            "sample",
+            "accuracy",
+            "precision_recall_density_coverage",
+        ):
+            judge = getattr(evaluate, name)
 
-        def spy(*inputs, name=name, judge=judge):
-            judged.setdefault(name, []).append((*inputs, judge(*inputs)))
-            return judged[name][-1][-1]
+            def spy(*inputs, name=name, judge=judge):
+                calls.setdefault(name, []).append((*inputs, judge(*inputs)))
+                return calls[name][-1][-1]
 
-        monkeypatch.setattr(evaluate, name, spy)
-    m = evaluate.evaluate_run(run)
-    monkeypatch.undo()
-    assert asked[0].tolist() == [3] * 256  # 3: no class
-    assert asked[1].tolist() == [0] * 250 + [1] * 250 + [2] * 500
-    with np.load(tmp_path / "own.npz") as f:
+            patch.setattr(evaluate, name, spy)
+        metrics = evaluate.evaluate_run(run)
+    with np.load(config.dataset) as f:
         raw, words = ({s: f[f"{letter}_{s}"] for s in ("train", "test")} for letter in "Xy")
     mean, std, names = raw["train"].mean(), raw["train"].std(), ["down", "flat", "up"]
-    x = {s: torch.from_numpy(((raw[s] - mean) / std).astype(np.float32)) for s in raw}
-    y = {s: np.array([names.index(w) for w in words[s]]) for s in raw}
-
-    saved = torch.load(run / "stage1.pt", weights_only=True)
-    model = NCVQVAE(config, 31, with_projector=False)
-    model.load_state_dict(saved["state"])
-    model.eval()
-    band, pooled, ids = model.bands[0], {}, {}
-    encoded = {
-        s: call[-1] for s, call in zip(("train", "test"), judged["encode_split"], strict=True)
-    }
-    for split in x:
-        u = ncvqvae.stft(x[split], 8)
-        z = band.encoder(u)
-        distance = torch.cdist(z.flatten(2).transpose(1, 2), band.quantizer.codebook[None])
-        tokens = ids[split] = encoded[split]["tokens"]  # (n, N), of two as near codes either
-        chosen = distance.gather(-1, tokens[..., None])[..., 0]
-        torch.testing.assert_close(chosen, distance.amin(-1), atol=1e-3, rtol=0)
-        z_q = band.quantizer.codebook[tokens]  # (n, N, D)
-        pooled[split] = z_q.mean(1).detach()
-    u_hat = band.decoder(z_q.transpose(1, 2).unflatten(2, z.shape[2:]), u.shape[3])
-    x_hat = ncvqvae.istft(u_hat, 8, 31).detach()
-    errors = ((x_hat - x["test"]) ** 2).mean(1), ((u_hat - u) ** 2).mean((1, 2, 3)).detach()
-    expected = dict(
-        recon_time=errors[0].mean(),
-        recon_timefreq=errors[1].mean(),
-        recon=sum(errors).mean(),
-        recon_last_batch=sum(errors)[128:].mean(),
-        codes_used=len(tokens.unique()),
+    return SimpleNamespace(
+        folder=folder,
+        run=run,
+        config=config,
+        metrics=metrics,
+        calls=calls,
+        raw=raw,
+        mean=mean,
+        std=std,
+        names=names,
+        x={s: torch.from_numpy(((raw[s] - mean) / std).astype(np.float32)) for s in raw},
+        y={s: np.array([names.index(w) for w in words[s]]) for s in raw},
     )
-    share = torch.bincount(tokens.flatten()).double() / tokens.numel()
-    expected["perplexity"] = math.exp(-sum(v * math.log(v) for v in share.tolist() if v))
-    ((z_train, y_train, z_test, y_test, scores),) = judged["probe"]
-    torch.testing.assert_close([z_train, z_test], [pooled["train"], pooled["test"]])
-    assert (y_train.tolist(), y_test.tolist()) == (y["train"].tolist(), y["test"].tolist())
-    expected["knn"], expected["svm"] = scores
 
-    p = Prior(config, band.quantizer.codebook, [tokens.shape[1]], 3)
-    p.load_state_dict(second["state"])
-    p.eval()
-    for key, split, call in (("prior_loss_train", "train", 0), ("prior_loss", "test", 1)):
-        mask = prior.mask_tokens(ids[split], generator(0))
-        log_p = p(ids[split], mask, torch.from_numpy(y[split])).log_softmax(-1)
-        log_p = log_p.gather(-1, ids[split][..., None])[..., 0]
-        expected[key] = -(log_p * mask).sum() / mask.sum()
-        _, asked_ids, asked_labels, _ = judged["prior_loss"][call]  # few labels hardly move it
-        assert torch.equal(asked_ids, ids[split])
-        assert asked_labels.tolist() == y[split].tolist()
+
+@pytest.fixture(scope="module")
+def encoded(scored):
+    """Both splits in the stage 1 of the file, part by part in eval mode; x_hat of the test split.
+
+    tokens are those of the run: of two as near codes either.
+    """
+    model = NCVQVAE(scored.config, 31, with_projector=False)
+    model.load_state_dict(torch.load(scored.run / "stage1.pt", weights_only=True)["state"])
+    model.eval()
+    (band,), u, z, tokens, z_q = model.bands, {}, {}, {}, {}
+    for split, call in zip(("train", "test"), scored.calls["encode_split"], strict=True):
+        u[split] = ncvqvae.stft(scored.x[split], 8)
+        z[split] = band.encoder(u[split]).detach()
+        tokens[split] = call[-1]["tokens"]  # (n, N)
+        z_q[split] = band.quantizer.codebook[tokens[split]]  # (n, N, D)
+    latents = z_q["test"].transpose(1, 2).unflatten(2, z["test"].shape[2:])
+    u_hat = band.decoder(latents, u["test"].shape[3]).detach()
+    return SimpleNamespace(
+        model=model,
+        codebook=band.quantizer.codebook,
+        u=u,
+        z=z,
+        tokens=tokens,
+        pooled={s: z_q[s].mean(1) for s in z_q},
+        u_hat=u_hat,
+        x_hat=ncvqvae.istft(u_hat, 8, 31),
+    )
+
+
+@pytest.fixture(scope="module")
+def prior_of_file(scored, encoded):
+    """The prior of the file, in eval mode."""
+    p = Prior(scored.config, encoded.codebook, [encoded.tokens["test"].shape[1]], 3)
+    p.load_state_dict(torch.load(scored.run / "stage2.pt", weights_only=True)["state"])
+    return p.eval()
+
+
+@pytest.fixture(scope="module")
+def drawn(scored, encoded, prior_of_file):
+    """The samples of the run, drawn again from the files' weights, standardised."""
+
+    def batches(labels, seed):  # of 256, from one generator
+        g, config = generator(seed), scored.config
+        how = (config.decode_steps, config.choice_temperature, config.guidance)
+        return torch.cat(
+            [
+                encoded.model.series(prior.iterative_decode(prior_of_file, part, g, *how))
+                for part in labels.split(256)
+            ]
+        )
 
     # 6, 6, 12 of 24 train series
     labels = torch.arange(3).repeat_interleave(torch.tensor([250, 250, 500]))
-    conditional = series_batches(p, model, labels, 3001, config)  # from the files' weights
-    unconditional = series_batches(p, model, torch.full((256,), 3), 3000, config)[:200]
-    with np.load(run / "samples.npz") as s:
-        assert s["X"].shape == (1000, 1, 31) and s["y"].tolist() == [names[k] for k in labels]
-        np.testing.assert_allclose(s["X"][:, 0], conditional.double() * std + mean, rtol=1e-5)
-    assert m["n_generated"] == 1000
+    return SimpleNamespace(
+        labels=labels,
+        conditional=batches(labels, 3001),
+        unconditional=batches(torch.full((256,), 3), 3000)[:200],
+    )
 
-    assert m["classifier"]["steps"] == 3  # one batch an epoch
-    state = torch.load(m["classifier"]["file"], weights_only=True)["state"]
+
+@pytest.fixture(scope="module")
+def looks(scored, encoded, drawn):
+    """What the classifier of the file sees in four sets: features (n, P), probabilities (n, K)."""
     fcn = evaluate.FCN(3)
-    fcn.load_state_dict(state)
+    fcn.load_state_dict(
+        torch.load(scored.metrics["classifier"]["file"], weights_only=True)["state"]
+    )
     fcn.eval()
+    chosen = np.random.default_rng(0).choice(24, 200, replace=True)
+    sets = dict(
+        real=scored.x["test"],
+        fake=drawn.unconditional,
+        recon=encoded.x_hat,
+        floor=scored.x["train"][chosen],
+    )
+    return {
+        k: SimpleNamespace(
+            features=fcn.features(v).detach().double().numpy(),
+            p=fcn(v).detach().double().softmax(1).numpy(),
+        )
+        for k, v in sets.items()
+    }
+
+
+RECOMPUTED = set()
+
+
+def recomputes(*keys):
+    """Decorates a test that works out these keys of metrics.json and returns {key: value}."""
+    RECOMPUTED.update(keys)
+
+    def decorate(by_hand):
+        @functools.wraps(by_hand)
+        def test(scored, **fixtures):
+            expected = by_hand(scored, **fixtures)
+            assert set(expected) == set(keys)
+            for key, value in expected.items():
+                value = float(torch.as_tensor(value).detach())
+                assert scored.metrics[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+        return test
+
+    return decorate
+
+
+def test_tokens_of_both_splits_are_the_nearest_codes_in_eval_mode(scored, encoded):
+    for split in scored.x:
+        distance = torch.cdist(encoded.z[split].flatten(2).transpose(1, 2), encoded.codebook[None])
+        chosen = distance.gather(-1, encoded.tokens[split][..., None])[..., 0]
+        torch.testing.assert_close(chosen, distance.amin(-1), atol=1e-3, rtol=0)
+
+
+@recomputes("recon", "recon_time", "recon_timefreq", "recon_last_batch")
+def test_recon_is_of_the_whole_test_split_and_recon_last_batch_of_its_last_72(scored, encoded):
+    """200 series: a mini-batch of 128, and what is left."""
+    time = ((encoded.x_hat - scored.x["test"]) ** 2).mean(1)
+    frequency = ((encoded.u_hat - encoded.u["test"]) ** 2).mean((1, 2, 3))
+    return dict(
+        recon=(time + frequency).mean(),
+        recon_time=time.mean(),
+        recon_timefreq=frequency.mean(),
+        recon_last_batch=(time + frequency)[128:].mean(),
+    )
+
+
+@recomputes("codes_used", "perplexity")
+def test_code_use_is_that_of_the_test_split(scored, encoded):
+    tokens = encoded.tokens["test"]
+    share = torch.bincount(tokens.flatten()).double() / tokens.numel()
+    entropy = -sum(v * math.log(v) for v in share.tolist() if v)
+    return dict(codes_used=len(tokens.unique()), perplexity=math.exp(entropy))
+
+
+@recomputes("knn", "svm")
+def test_probes_see_the_mean_codes_and_labels_of_both_splits(scored, encoded):
+    ((z_train, y_train, z_test, y_test, scores),) = scored.calls["probe"]
+    torch.testing.assert_close([z_train, z_test], [encoded.pooled["train"], encoded.pooled["test"]])
+    assert y_train.tolist() == scored.y["train"].tolist()
+    assert y_test.tolist() == scored.y["test"].tolist()
+    knn, svm = scores
+    return dict(knn=knn, svm=svm)
+
+
+@recomputes("prior_loss_train", "prior_loss")
+def test_prior_losses_are_of_one_masking_of_each_split_with_its_labels(
+    scored, encoded, prior_of_file
+):
+    losses = []
+    for split, call in zip(("train", "test"), scored.calls["prior_loss"], strict=True):
+        tokens, labels = encoded.tokens[split], scored.y[split]
+        _, asked_tokens, asked_labels, _ = call  # few labels hardly move it
+        assert torch.equal(asked_tokens, tokens)
+        assert asked_labels.tolist() == labels.tolist()
+        mask = prior.mask_tokens(tokens, generator(0))
+        log_p = prior_of_file(tokens, mask, torch.from_numpy(labels)).log_softmax(-1)
+        log_p = log_p.gather(-1, tokens[..., None])[..., 0]
+        losses.append(-(log_p * mask).sum() / mask.sum())
+    return dict(prior_loss_train=losses[0], prior_loss=losses[1])
+
+
+def test_a_run_draws_without_a_class_and_in_the_train_splits_shares_of_classes(scored):
+    """At least 256 series of no class, which is 3; at least 1000 of classes of 6, 6, 12 of 24."""
+    no_class, by_class = (labels.tolist() for _, _, labels, *_ in scored.calls["sample"])
+    assert no_class == [3] * 256
+    assert by_class == [0] * 250 + [1] * 250 + [2] * 500
+
+
+def test_samples_npz_has_the_conditional_series_in_units_of_the_data_beside_their_labels(
+    scored, drawn
+):
+    with np.load(scored.run / "samples.npz") as s:
+        assert s["X"].shape == (1000, 1, 31)
+        assert s["y"].tolist() == [scored.names[k] for k in drawn.labels]
+        expected = drawn.conditional.double() * scored.std + scored.mean
+        np.testing.assert_allclose(s["X"][:, 0], expected, rtol=1e-5)
+    assert scored.metrics["n_generated"] == 1000
+
+
+def test_the_classifier_behind_fid_learns_the_train_split_with_seed_0(scored, tmp_path):
+    """Whatever the seed of the run; 3 epochs of one batch each."""
+    classifier = scored.metrics["classifier"]
+    assert classifier["steps"] == 3
+    state = torch.load(classifier["file"], weights_only=True)["state"]
     again, _ = evaluate.train_fcn(
-        x["train"],
-        torch.from_numpy(y["train"]),
+        scored.x["train"],
+        torch.from_numpy(scored.y["train"]),
         3,
-        dataclasses.replace(config, seed=0),
+        dataclasses.replace(scored.config, seed=0),
         tmp_path,
         "again",
     )
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), state.values(), strict=True)
     )
-    look = {
-        k: (fcn.features(v).detach().double().numpy(), fcn(v).detach().double().softmax(1).numpy())
-        for k, v in dict(
-            real=x["test"],
-            fake=unconditional,
-            recon=x_hat,
-            floor=x["train"][np.random.default_rng(0).choice(24, 200, replace=True)],
-        ).items()
-    }
-    for key, who in (("fid", "fake"), ("fid_recon", "recon"), ("fid_floor", "floor")):
-        expected[key] = slow_fid(look[who][0], look["real"][0])
-    expected |= {"is": slow_is(look["fake"][1]), "is_real": slow_is(look["real"][1])}
-    cas, _ = evaluate.train_fcn(
-        conditional, labels, 3, dataclasses.replace(config, fcn_epochs=2), tmp_path, "cas"
+
+
+@recomputes("fid", "fid_recon", "fid_floor")
+def test_fid_compares_samples_reconstructions_and_train_series_with_the_test_split(scored, looks):
+    """Samples of no class; as many train series as there are samples."""
+    return dict(
+        fid=slow_fid(looks["fake"].features, looks["real"].features),
+        fid_recon=slow_fid(looks["recon"].features, looks["real"].features),
+        fid_floor=slow_fid(looks["floor"].features, looks["real"].features),
     )
-    on_real, _ = evaluate.train_fcn(
-        x["train"],
-        torch.from_numpy(y["train"]),
+
+
+@recomputes("is", "is_real")
+def test_inception_scores_are_of_samples_without_a_class_and_of_the_test_split(scored, looks):
+    return {"is": slow_is(looks["fake"].p), "is_real": slow_is(looks["real"].p)}
+
+
+@recomputes("precision", "recall", "density", "coverage")
+def test_precision_recall_density_and_coverage_are_of_the_features_behind_fid(scored, looks):
+    ((real, fake, _),) = scored.calls["precision_recall_density_coverage"]
+    np.testing.assert_allclose(real, looks["real"].features, atol=1e-4)
+    np.testing.assert_allclose(fake, looks["fake"].features, atol=1e-4)
+    return slow_prdc(real, fake)
+
+
+def share_of_hits(call, p, y):
+    """The accuracy of a call, of probabilities near p and of labels y."""
+    asked_p, asked_y, _ = call
+    np.testing.assert_allclose(asked_p, p, atol=1e-4)
+    assert asked_y.tolist() == y.tolist()
+    return np.mean([row.argmax() == k for row, k in zip(asked_p, y, strict=True)])
+
+
+@recomputes("fcn_accuracy")
+def test_fcn_accuracy_is_that_of_the_classifier_behind_fid_on_the_test_split(scored, looks):
+    call, _, _ = scored.calls["accuracy"]
+    return dict(fcn_accuracy=share_of_hits(call, looks["real"].p, scored.y["test"]))
+
+
+@recomputes("cas")
+def test_cas_is_of_a_classifier_that_learns_the_conditional_samples(scored, drawn, tmp_path):
+    """With the seed of the run; it is scored on the test split."""
+    config = dataclasses.replace(scored.config, fcn_epochs=2)
+    fcn, _ = evaluate.train_fcn(drawn.conditional, drawn.labels, 3, config, tmp_path, "cas")
+    p = fcn(scored.x["test"]).double().softmax(1).numpy()
+    _, call, _ = scored.calls["accuracy"]
+    return dict(cas=share_of_hits(call, p, scored.y["test"]))
+
+
+@recomputes("cas_real")
+def test_cas_real_is_of_one_that_learns_the_train_split_as_long(scored, tmp_path):
+    """With seed 0, for 2 epochs of 1000 samples; it is scored on the test split."""
+    fcn, _ = evaluate.train_fcn(
+        scored.x["train"],
+        torch.from_numpy(scored.y["train"]),
         3,
         Config(seed=0, fcn_lr=1e-2, fcn_steps=8),
         tmp_path,
         "as long as cas",
-    )  # 2 epochs of 1000 samples
-    by_cas, by_real = (f(x["test"]).double().softmax(1).numpy() for f in (cas, on_real))
-    assert len(judged["accuracy"]) == 3
-    for key, p_y, by_hand in zip(
-        ("fcn_accuracy", "cas", "cas_real"),
-        judged["accuracy"],
-        (look["real"][1], by_cas, by_real),
-        strict=True,
-    ):
-        np.testing.assert_allclose(p_y[0], by_hand, atol=1e-4)
-        assert p_y[1].tolist() == y["test"].tolist()
-        expected[key] = np.mean(
-            [row.argmax() == k for row, k in zip(p_y[0], y["test"], strict=True)]
-        )
+    )
+    p = fcn(scored.x["test"]).double().softmax(1).numpy()
+    _, _, call = scored.calls["accuracy"]
+    return dict(cas_real=share_of_hits(call, p, scored.y["test"]))
 
+
+@recomputes("nn_ratio", "nn_ratio_recon")
+def test_nn_ratios_are_of_samples_without_a_class_and_of_reconstructions(scored, encoded, drawn):
     def nearest(a):
-        return np.mean([((s - x["train"]) ** 2).sum(1).min().sqrt() for s in a])
+        return np.mean([((s - scored.x["train"]) ** 2).sum(1).min().sqrt() for s in a])
 
-    expected["nn_ratio"] = nearest(unconditional) / nearest(x["test"])
-    expected["nn_ratio_recon"] = nearest(x_hat) / nearest(x["test"])
-    ((real, fake, _),) = judged["precision_recall_density_coverage"]
-    np.testing.assert_allclose(real, look["real"][0], atol=1e-4)
-    np.testing.assert_allclose(fake, look["fake"][0], atol=1e-4)
-    expected |= slow_prdc(real, fake)
-    expected |= dict(
-        n_train=24,
-        n_test=200,
-        length=31,
-        n_classes=3,
-        complete_data=True,
-        seconds_stage1=saved["seconds"],
-        seconds_stage2=second["seconds"],
+    real = nearest(scored.x["test"])
+    return dict(
+        nn_ratio=nearest(drawn.unconditional) / real, nn_ratio_recon=nearest(encoded.x_hat) / real
     )
-    for key, value in expected.items():
-        assert m[key] == pytest.approx(
-            float(torch.as_tensor(value).detach()), rel=1e-4, abs=1e-5
-        ), key
-    assert set(evaluate.METRICS) - set(expected) == {"n_generated", "seconds_evaluate"}
 
-    peer = tmp_path / "peer.npz"  # a class too many is refused
-    np.savez(peer, X=raw["test"], y=["sideways"] * 200)
-    monkeypatch.setenv("OUT", str(tmp_path))
-    with pytest.raises(InputError, match="class sideways: own has down, flat, up"):
-        command(
-            evaluate,
-            "samples",
-            peer,
-            "--dataset",
-            tmp_path / "own.npz",
-            "--fcn-epochs",
-            1,
-            "--cas-epochs",
-            1,
-        )
 
-    np.savez(peer, X=raw["test"])  # units of the data; the test split against itself
+@recomputes("n_train", "n_test", "length", "n_classes", "complete_data")
+def test_counts_are_those_of_the_data(scored):
+    return dict(n_train=24, n_test=200, length=31, n_classes=3, complete_data=True)
+
+
+@recomputes("seconds_stage1", "seconds_stage2")
+def test_seconds_of_training_are_those_of_the_checkpoints(scored):
+    return {
+        f"seconds_{stage}": torch.load(scored.run / f"{stage}.pt", weights_only=True)["seconds"]
+        for stage in ("stage1", "stage2")
+    }
+
+
+def test_no_number_of_metrics_json_is_left_out_above():
+    """But n_generated, which samples.npz is compared with, and the time that scoring took."""
+    assert set(evaluate.METRICS) - RECOMPUTED == {"n_generated", "seconds_evaluate"}
+
+
+def score_file(scored, monkeypatch, capsys, file, *flags):
+    """What evaluate.py samples prints of a file, beside the run."""
+    monkeypatch.setenv("OUT", str(scored.folder))
     capsys.readouterr()
-    command(
-        evaluate,
-        "samples",
-        peer,
-        "--dataset",
-        tmp_path / "own.npz",
-        "--fcn-epochs",
-        3,
-        "--fcn-lr",
-        1e-2,
-    )
-    scored = json.loads(capsys.readouterr().out)
-    assert (scored["nn_ratio"], scored["n"]) == (pytest.approx(1, abs=1e-5), 200)
-    assert scored["fid"] < 1e-3 < scored["fid_floor"]
+    command(evaluate, "samples", file, "--dataset", scored.config.dataset, *flags)
+    return json.loads(capsys.readouterr().out)
 
-    # A peer's file is scored as a run's own: to the last digit.
-    command(
-        evaluate,
-        "samples",
-        run / "samples.npz",
-        "--dataset",
-        tmp_path / "own.npz",
-        "--fcn-epochs",
-        3,
-        "--cas-epochs",
-        2,
-        "--fcn-lr",
-        1e-2,
-        "--seed",
-        3,
-    )
-    scored = json.loads(capsys.readouterr().out)
+
+def test_samples_of_a_class_that_the_data_lack_are_refused(scored, tmp_path, monkeypatch, capsys):
+    peer = npz(tmp_path / "peer.npz", X=scored.raw["test"], y=["sideways"] * 200)
+    flags = ("--fcn-epochs", 1, "--cas-epochs", 1)
+    with pytest.raises(InputError, match="class sideways: own has down, flat, up"):
+        score_file(scored, monkeypatch, capsys, peer, *flags)
+
+
+def test_the_test_split_as_samples_has_a_ratio_of_1_and_no_fid(
+    scored, tmp_path, monkeypatch, capsys
+):
+    """In units of the data."""
+    peer = npz(tmp_path / "peer.npz", X=scored.raw["test"])
+    flags = ("--fcn-epochs", 3, "--fcn-lr", 1e-2)
+    found = score_file(scored, monkeypatch, capsys, peer, *flags)
+    assert (found["nn_ratio"], found["n"]) == (pytest.approx(1, abs=1e-5), 200)
+    assert found["fid"] < 1e-3 < found["fid_floor"]
+
+
+def test_a_runs_samples_npz_scores_as_the_run_to_the_last_digit(scored, monkeypatch, capsys):
+    flags = ("--fcn-epochs", 3, "--cas-epochs", 2, "--fcn-lr", 1e-2, "--seed", 3)
+    found = score_file(scored, monkeypatch, capsys, scored.run / "samples.npz", *flags)
     keys = (
         "nn_ratio",
         "fid",
@@ -2011,24 +2159,24 @@ def test_every_number_of_metrics_json_by_hand(tmp_path, monkeypatch, capsys, no_
         "coverage",
         "classifier",
     )
-    assert {k: scored[k] for k in keys} == {k: m[k] for k in keys}
-
-    for words, label in ((("--class", "flat"), 1), ((), 3)):  # prior.py sample: the class asked for
-        out = tmp_path / "x.npz"
-        command(prior, "sample", run, "--n", 30, "--seed", 5, "--out", out, *words)
-        with np.load(out) as s:
-            labels = torch.full((30,), label)
-            series = model.series(prior.iterative_decode(p, labels, generator(5), 4, 2.0, 1.5))
-            np.testing.assert_allclose(s["X"][:, 0], series.double() * std + mean, rtol=1e-5)
-            assert ("y" in s.files) == bool(words) and (not words or set(s["y"]) == {"flat"})
+    assert {k: found[k] for k in keys} == {k: scored.metrics[k] for k in keys}
 
 
-def series_batches(p, model, labels, seed, config):
-    """Samples of labels in batches of 256, from one generator."""
-    g, how = generator(seed), (config.decode_steps, config.choice_temperature, config.guidance)
-    return torch.cat(
-        [model.series(prior.iterative_decode(p, part, g, *how)) for part in labels.split(256)]
-    )
+@pytest.mark.parametrize(
+    "words,label", [(("--class", "flat"), 1), ((), 3)], ids=["class flat", "no class"]
+)
+def test_prior_sample_draws_the_class_asked_for_with_the_settings_of_the_run(
+    scored, encoded, prior_of_file, tmp_path, words, label
+):
+    """No class is 3, and has no y."""
+    out = tmp_path / "x.npz"
+    command(prior, "sample", scored.run, "--n", 30, "--seed", 5, "--out", out, *words)
+    labels = torch.full((30,), label)
+    tokens = prior.iterative_decode(prior_of_file, labels, generator(5), 4, 2.0, 1.5)
+    expected = encoded.model.series(tokens).double() * scored.std + scored.mean
+    with np.load(out) as s:
+        np.testing.assert_allclose(s["X"][:, 0], expected, rtol=1e-5)
+        assert ("y" in s.files) == bool(words) and (not words or set(s["y"]) == {"flat"})
 
 
 def command(module, *words):
