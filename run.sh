@@ -65,7 +65,7 @@ if [ "${1:-}" = test ]; then
         tests="slow or not slow"
     fi
     cd "$here"
-    exec "$python" -m pytest -q -m "$tests" test_*.py benchmarks
+    exec "$python" -m pytest -q -m "$tests" test_*.py tests benchmarks
 fi
 
 # Positions first, then flags.

@@ -1,8 +1,11 @@
-"""All tests: bash run.sh test (under 3 minutes on 2 cores), with the long ones: test --slow.
+"""What the method itself guarantees; python -m pytest --collect-only -q lists it.
 
-In the order of the thesis: data (§5.2), augmentations (§5.1.1), stage 1 (§4.1.1), losses (§3.3),
-prior (§3.2, §4.1.2), metrics (§2.7), whole runs, faults. An oracle is a slow transcription of the
-equation, in loops and float64, written here.
+In the order of the modules and of the thesis: data (§5.1.1, §5.2), ncvqvae (§4.1.1, §3.3), prior
+(§3.2, §4.1.2), evaluate (§2.7), whole runs. An oracle is a slow transcription of the equation, in
+loops and float64, written here. tests/test_reading.py: files and settings that people bring.
+tests/test_faults.py: what may go wrong around a run.
+
+All tests: bash run.sh test (under 3 minutes on 2 cores), with the long ones: test --slow.
 """
 
 import contextlib
@@ -12,11 +15,9 @@ import functools
 import json
 import math
 import os
-import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,261 +34,22 @@ import prior
 from data import Config, InputError
 from ncvqvae import NCVQVAE
 from prior import Prior
-
-HERE = Path(__file__).resolve().parent
-os.environ["DEVICE"] = "cpu"  # bit for bit is for a CPU
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
-
-
-def assert_same_gradient(fast, slow, *inputs):
-    """Value and gradient of two scalar functions agree."""
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    a, b = fast(*inputs), slow(*inputs)
-    torch.testing.assert_close(a, b)
-    for ga, gb in zip(torch.autograd.grad(a, inputs), torch.autograd.grad(b, inputs), strict=True):
-        torch.testing.assert_close(ga, gb)
-
-
-# ---- data (§5.2) ----
-
-ROWS = [
-    ("1", [0.0, 1, 2, 3, 4, 5, 6, 7, 8]),
-    ("2", [8.0, 7, 6, 5, 4, 3, 2, 1, 0]),
-    ("1", [0.5, 1, 2, 3, 4, 5, 6, 7, 9]),
-]
-
-
-def write_ucr(
-    root, name="Tiny", suffix=".tsv", train=ROWS, test=ROWS, newline="\n", encoding="utf-8"
-):
-    """A UCR folder in one of the three formats the archive comes in."""
-    folder = Path(root) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in (("TRAIN", train), ("TEST", test)):
-        if suffix == ".ts":
-            lines = ["# a comment", "@problemName Tiny", "@classLabel true 1 2", "@data"]
-            lines += [",".join(map(str, x)) + ":" + y for y, x in rows]
-        else:
-            separator = "\t" if suffix == ".tsv" else "  "
-            lines = [separator.join([y, *map(str, x)]) for y, x in rows]
-        text = newline.join(lines) + newline
-        (folder / f"{name}_{split}{suffix}").write_bytes(text.encode(encoding))
-    return folder
-
-
-@pytest.mark.parametrize("suffix", [".tsv", ".ts", ".txt"])
-@pytest.mark.parametrize("newline,encoding", [("\n", "utf-8"), ("\r\n", "utf-8-sig")])
-def test_reading_standardises_by_the_train_split(tmp_path, suffix, newline, encoding):
-    write_ucr(tmp_path, suffix=suffix, newline=newline, encoding=encoding, test=ROWS[:2])
-    d = data.load_dataset("Tiny", tmp_path)
-    raw = np.array([x for _, x in ROWS])
-    assert d.mean == pytest.approx(raw.mean()) and d.std == pytest.approx(raw.std())
-    np.testing.assert_allclose(d.to_original(d.x_test), raw[:2], atol=1e-6)
-    assert d.y_train.tolist() == [0, 1, 0] and d.classes == [1, 2]
-    assert d.x_train.dtype == torch.float32
-
-
-def test_labels_are_one_class_however_they_are_spelled_and_never_merge(tmp_path):
-    x = ROWS[0][1]
-    write_ucr(tmp_path, train=[("1", x), ("-1.0", ROWS[1][1])], test=[("1.0000e+00", x), ("-1", x)])
-    d = data.load_dataset("Tiny", tmp_path)
-    assert d.classes == [-1, 1] and d.y_test.tolist() == [1, 0] and d.label("1.0") == 1
-    with pytest.raises(InputError, match="class 7: Tiny has -1, 1"):
-        d.label(7)
-    assert data.parse_label("inf") == "inf" and data.parse_label("1_0") == "1_0"
-    big = [str(2**60), str(2**60 + 1)]
-    write_ucr(
-        tmp_path,
-        train=list(zip(big, [x, x[::-1]], strict=True)),
-        test=list(zip(big, [x, x], strict=False)),
-    )
-    assert data.load_dataset("Tiny", tmp_path).classes == [2**60, 2**60 + 1]
-
-
-LONG = list(range(9))
-BAD_FILES = {
-    "NaN": (
-        [("1", LONG), ("2", [math.nan, *LONG[1:]])],
-        ROWS,
-        r"TRAIN.tsv, series 2 holds NaN or inf",
-    ),
-    "inf": (
-        ROWS,
-        [("1", LONG), ("2", [*LONG[:-1], math.inf])],
-        r"TEST.tsv, series 2 holds NaN or inf",
-    ),
-    "lengths": (
-        [("1", LONG), ("2", LONG[1:])],
-        ROWS,
-        r"TRAIN.tsv, row 2: .*length 8, not as before",
-    ),
-    "word": (
-        [("1", LONG), ("2", ["x", *LONG[1:]])],
-        ROWS,
-        r"TRAIN.tsv, row 2: .*could not convert string to float: 'x'",
-    ),
-    "Python's own": (
-        [("1", LONG), ("2", ["1_0", *LONG[1:]])],
-        ROWS,
-        r"TRAIN.tsv, row 2: .*1_0 is no number",
-    ),
-    "empty": ([], ROWS, r"TRAIN.tsv: no series"),
-    "test label": (ROWS, [("1", LONG), ("3", LONG)], r"TEST.tsv, series 2 has label 3"),
-    "one class": (
-        [("1", LONG), ("1", LONG)],
-        [("1", LONG)] * 2,
-        r"series 1 has label 1; should be one of at least 2",
-    ),
-    "one series": (ROWS, ROWS[:1], r"3 train series of 9, 1 test series"),
-    "short": (
-        *[[("1", LONG[:7]), ("2", LONG[:7])]] * 2,
-        r"2 test series of 7 values; each split needs at least 2 series of 8",
-    ),
-    "constant": (
-        [("1", [0.1] * 9), ("2", [0.1] * 9)],
-        ROWS,
-        r"mean 0.1, standard deviation .*: nothing",
-    ),
-    "too large": (
-        [("1", [1e200] * 9), ("2", [-1e200] * 9)],
-        ROWS,
-        r"standard deviation inf: nothing",
-    ),
-    "far": (
-        ROWS,
-        [("1", LONG), ("2", [1e60] * 9)],
-        r"TEST.tsv, series 2 lies over 1e9 standard dev",
-    ),
-    "split lengths": (
-        ROWS,
-        [("1", LONG + [9]), ("2", LONG + [9])],
-        r"train series of 9, 2 test series of 10",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", BAD_FILES)
-def test_a_bad_file_is_named_with_its_row(tmp_path, fault):
-    train, test, message = BAD_FILES[fault]
-    write_ucr(tmp_path, train=train, test=test)
-    with pytest.raises(InputError, match=message) as error:
-        data.load_dataset("Tiny", tmp_path)
-    assert "Tiny" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_channels_and_other_encodings_are_refused(tmp_path):
-    write_ucr(tmp_path, suffix=".ts", train=[("1:2", LONG), ("2", LONG)])
-    with pytest.raises(InputError, match="row 5: 2 channels; one is read"):
-        data.load_dataset("Tiny", tmp_path)
-    write_ucr(tmp_path, "Latin", train=[("é", LONG), ("è", LONG)], encoding="latin-1")
-    with pytest.raises(InputError, match="row 1: .*not UTF-8"):
-        data.load_dataset("Latin", tmp_path)
-
-
-def test_tiny_scales_are_standardised_like_any_other(tmp_path):
-    rows = [(y, [v * 1e-13 for v in x]) for y, x in ROWS]  # tesla
-    write_ucr(tmp_path, train=rows, test=rows)
-    d = data.load_dataset("Tiny", tmp_path)
-    assert d.x_train.double().std(correction=0).item() == pytest.approx(1, rel=1e-6)
-
-
-def test_thesis_sets_are_counted(tmp_path, capsys):
-    write_ucr(tmp_path, name="FordA")
-    assert not data.load_dataset("FordA", tmp_path).complete
-    said = "train, test, classes, length are (3, 3, 2, 9), Table 5.2 has (3601, 1320, 2, 500)"
-    assert said in capsys.readouterr().err
-
-
-def npz(path, **arrays):
-    np.savez(path, **arrays)
-    return str(path)
-
-
-def test_own_data_with_words_for_labels_and_without_labels(tmp_path):
-    x = np.random.default_rng(0).standard_normal((6, 1, 31)) * 7 + 100
-    for y in (np.array(["b", "a", "c"] * 2), np.array([b"b", b"a", b"c"] * 2)):
-        d = data.load_dataset(npz(tmp_path / "own.npz", X_train=x, y_train=y, X_test=x, y_test=y))
-        assert (d.name, d.length, d.classes) == ("own", 31, ["a", "b", "c"])
-        assert d.y_train.tolist() == [1, 0, 2] * 2
-    d = data.load_dataset(npz(tmp_path / "bare.npz", X_train=x[:, 0], X_test=x[:, 0]))
-    assert d.y_train.tolist() == [0] * 6 and d.classes == []
-    np.testing.assert_allclose(data.Dataset(**d.info()).to_original(d.x_test), x[:, 0], rtol=1e-6)
-
-
-def test_the_digest_tells_every_change_of_the_series_and_labels_of_both_splits(tmp_path):
-    x = np.random.default_rng(0).standard_normal((6, 9))
-    y = np.array(["b", "a", "c"] * 2)
-    own = dict(X_train=x, X_test=x + 1, y_train=y, y_test=y)
-    digests = {data.load_dataset(npz(tmp_path / "own.npz", **own)).sha256}
-    for name in own:
-        changed = own[name].copy()
-        changed[3] = changed[4]
-        path = npz(tmp_path / "own.npz", **own | {name: changed})
-        digests.add(data.load_dataset(path).sha256)
-    assert len(digests) == 5
-
-
-@pytest.mark.parametrize(
-    "arrays,message",
-    [
-        (dict(X_train=np.ones((3, 2, 9)), X_test=np.ones((3, 2, 9))), r"\(3, 2, 9\).* one channel"),
-        (dict(X_train=np.ones((3, 9))), "needs .*'X_test'"),
-        (
-            dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=np.ones(3)),
-            "needs y_train and y_test, or neither",
-        ),
-        (
-            dict(X_train=np.ones((3, 9)), X_test=np.ones((3, 9)), y_train=[1, 2], y_test=[1, 2, 1]),
-            r"expected \(3,\)",
-        ),
-        (
-            dict(
-                X_train=np.ones((3, 9)),
-                X_test=np.ones((3, 9)),
-                y_train=[1, 2, 1],
-                y_test=[1, 2, np.nan],
-            ),
-            "test, series 3 has label 'nan'",
-        ),
-        (
-            dict(X_train=np.full((3, 9), np.nan), X_test=np.ones((3, 9))),
-            "train, series 1 holds NaN",
-        ),
-        (dict(X_train=np.ones((3, 9)) * 1j, X_test=np.ones((3, 9))), "complex128"),
-        (
-            dict(X_train=np.array([[1], [1, 2]], dtype=object), X_test=np.ones((3, 9))),
-            "own.npz, X_train: an object array; save X_train.astype",
-        ),
-    ],
+from tests.helpers import (
+    HERE,
+    TINY,
+    command,
+    draw,
+    generator,
+    linear_training,
+    npz,
+    own_data,
+    run_all,
+    shell,
+    tiny_config,
+    tiny_model,
 )
-def test_bad_own_data_is_refused(tmp_path, arrays, message):
-    with pytest.raises(InputError, match=message):
-        data.load_dataset(npz(tmp_path / "own.npz", **arrays))
 
-
-def test_damaged_npz_files_are_refused(tmp_path):
-    path = tmp_path / "own.npz"
-    np.savez_compressed(path, X_train=np.arange(9000.0).reshape(9, 1000), X_test=np.ones((3, 1000)))
-    whole = path.read_bytes()
-    np.save(tmp_path / "single.npy", np.ones(3))
-    for content in (
-        b"",
-        b"no zip",
-        whole[:300],
-        whole[:200] + b"\xff" * 40 + whole[240:],
-        (tmp_path / "single.npy").read_bytes(),
-        zip_bytes("X_train.npy", "X_test.npy", content=b"?"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="own.npz"):
-            data.load_dataset(str(path))
+# ---- data: sets and settings (§5.2) ----
 
 
 def test_two_patterns_has_balanced_classes_and_both_steps():
@@ -311,80 +73,6 @@ def test_the_toy_set_has_splits_of_its_own():
     assert torch.cdist(d.x_test, d.x_train).min() > 0.1  # no test series is a train series
 
 
-# ---- settings ----
-
-WRONG = """stage1_batch=0 stage1_batch=1 stage1_batch=-5 stage1_lr=nan stage1_lr=inf stage1_lr=-1
-stage1_lr=0 stage2_lr=nan fcn_lr=-1 stage1_weight_decay=nan stage1_weight_decay=inf
-stage1_weight_decay=-1 n_codes=0 width=0 latent_width=0 latent_width=-3 prior_layers=0
-prior_layers=-1 prior_heads=0 prior_heads=3 prior_hidden=0 prior_hidden=-32 projector_dim=0
-projector_dim=100 ema_decay=1 ema_decay=2 ema_decay=-0.1 ema_initial_count=-1 class_dropout=1.1
-class_dropout=-1 class_dropout=nan choice_temperature=nan token_temperature=nan token_temperature=-1
-guidance=nan guidance=inf decode_steps=0 decode_steps=-1 n_fft=6 n_fft=0 seed=-1
-seed=99999999999999999999 stage1_epochs=0 stage2_epochs=0 stage1_steps=-3 beta=nan zeta=-1 eta=inf
-residual_kernel=2 residual_norm=7 precision=half embedding=none loss_on=some stages=3 fcn_batch=0
-fcn_epochs=0 cas_epochs=-2 validate_epochs=-1 prior_ff_ratio=0""".split()
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_value_out_of_range_is_refused_in_one_line(tmp_path, capsys, monkeypatch, wrong):
-    name, value = wrong.split("=")
-    flag = "--" + name.replace("_", "-")
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "ncvqvae.py",
-            str(tmp_path / "run"),
-            "--method",
-            "vibcreg",
-            "--augmentation",
-            "slice",
-            f"{flag}={value}",
-        ],
-    )
-    with pytest.raises(SystemExit) as stop:
-        data.run_command(ncvqvae.main)
-    assert flag in str(stop.value.code) and value in str(stop.value.code)
-    assert "\n" not in str(stop.value.code)
-    assert not (tmp_path / "run").exists() and capsys.readouterr().err == ""
-
-
-def test_every_field_has_a_help_and_every_number_its_bounds():
-    for f in dataclasses.fields(Config):
-        if f.type is not str:
-            assert f.metadata["bounds"].accepts(f.default) and not f.metadata["bounds"].accepts(
-                math.nan
-            )
-            assert not f.metadata["bounds"].accepts(str(f.default) + "x")
-    parser = data.Parser()
-    data.add_flags(parser)
-    assert all(len(action.help) > 5 for action in parser._actions)
-
-
-def test_flags_win_over_the_preset_and_epochs_over_its_steps():
-    def parse(*words):
-        parser = data.Parser(allow_abbrev=False)
-        data.add_flags(parser)
-        return data.make_config(parser.parse_args(words))
-
-    assert parse().stage1_steps == data.PRESETS["toy"]["stage1_steps"]
-    assert parse("--preset", "thesis") == Config()
-    assert parse("--dataset", "Symbols") == Config(dataset="Symbols")
-    fast = parse(
-        "--dataset", "Symbols", "--preset", "fast", "--stage2-steps", "7", "--stage1-epochs", "3"
-    )
-    assert (fast.stage1_epochs, fast.stage1_steps) == (3, 0)
-    assert (fast.stage2_steps, fast.stage1_lr) == (7, 3e-3)
-    for words, message in (
-        (["--zeta"], "expected one argument"),
-        (["--zet", "1"], "unrecognized"),
-        (["--seed", "x"], "invalid int"),
-        (["--preset", "slow"], "invalid choice"),
-    ):
-        with pytest.raises(InputError, match=message):
-            parse(*words)
-
-
 def test_a_result_hangs_on_every_field_up_to_its_own_stage():
     names, config = [f.name for f in dataclasses.fields(Config)], Config(seed=7, fcn_lr=0.5)
     last = dict(stage1="projector_dim", stage2="token_temperature", metrics="fcn_weight_decay")
@@ -406,27 +94,7 @@ def test_a_result_hangs_on_every_field_up_to_its_own_stage():
         }, result
 
 
-@pytest.mark.parametrize(
-    "fields,message",
-    [
-        (dict(method="nave"), "--method nave"),
-        (dict(method="naive", augmentation="warp"), "none is for naive alone"),
-        (dict(method="barlow"), "none is for naive alone"),
-        (dict(method="barlow", augmentation="wrap"), "wrap: should be names of"),
-        (dict(method="barlow", augmentation="warp+none"), "warp.none: should be names of"),
-        (dict(views=2), "--views 2"),
-        (dict(bands=3), "--bands 3"),
-        (dict(dataset=3), "--dataset 3"),
-        (dict(seed=True), "--seed True"),
-        (dict(seed=1.0), "--seed 1.0"),
-    ],
-)
-def test_a_config_that_cannot_train_is_refused(fields, message):
-    with pytest.raises(InputError, match=message):
-        Config(**fields)
-
-
-# ---- augmentations (§5.1.1) ----
+# ---- data: augmentations (§5.1.1) ----
 
 
 @pytest.mark.parametrize(
@@ -541,7 +209,7 @@ def test_augmentation_moments():
     assert line[:, 7].std() == pytest.approx(7 * 0.01 / math.sqrt(3), rel=0.05)
 
 
-# ---- stage 1 (§4.1.1) ----
+# ---- ncvqvae: stage 1 (§4.1.1) ----
 
 
 @pytest.mark.parametrize("length", [8, 15, 24, 84, 131, 500, 577])
@@ -713,25 +381,6 @@ def test_moving_averages_against_a_loop(count):
             book[k] = m[k] / ((N[k] + 1e-5) / (N.sum() + K * 1e-5) * N.sum())
         np.testing.assert_allclose(q.codebook, book)
     assert unused  # codes that win nothing were there
-
-
-def tiny_config(**fields):
-    tiny = dict(
-        width=16,
-        projector_dim=64,
-        stage1_batch=8,
-        prior_hidden=32,
-        prior_layers=1,
-        decode_steps=3,
-        fcn_epochs=1,
-        cas_epochs=1,
-    )
-    return Config(**tiny | fields)
-
-
-def tiny_model(length=40, **fields):
-    torch.manual_seed(0)
-    return NCVQVAE(tiny_config(**fields), length)
 
 
 def assert_no_ties(distances):
@@ -975,79 +624,6 @@ def test_the_projector_sees_both_bands():
     torch.testing.assert_close(model.ssl_loss(z, z_aug), expected)
 
 
-def banded_prior():
-    torch.manual_seed(0)
-    codebook = draw(10, 8, dtype=torch.float32)
-    return Prior(Config(prior_hidden=32, prior_layers=1), codebook, [3, 8], 2)
-
-
-def test_the_prior_of_two_bands_goes_from_low_to_high():
-    p = banded_prior()
-    t = torch.cat(
-        [
-            torch.randint(0, 5, (4, 3), generator=generator()),
-            torch.randint(5, 10, (4, 8), generator=generator(1)),
-        ],
-        1,
-    )
-    y, parts = torch.tensor([0, 1, 2, 1]), t.split([3, 8], 1)
-    masks = [prior.mask_tokens(part, generator(2)) for part in parts]
-    logits = p(t, torch.cat(masks, 1), y).softmax(-1)
-    # codes of the other band
-    assert (logits[:, :3, 5:] == 0).all() and (logits[:, 3:, :5] == 0).all()
-    low = p(t[:, :3], masks[0], y)  # nothing of the high band is there to be seen
-    # the low one is known
-    high = p(t, torch.cat([torch.zeros_like(masks[0]), masks[1]], 1), y)[:, 3:]
-    losses = [
-        -v.log_softmax(-1).gather(-1, part[..., None])[..., 0]
-        for v, part in zip((low, high), parts, strict=True)
-    ]
-    of_masked = [loss[mask].mean() for loss, mask in zip(losses, masks, strict=True)]
-    torch.testing.assert_close(prior.band_losses(p, t, masks, y), sum(of_masked) / 2)
-    of_all = [loss.mean() for loss in losses]
-    torch.testing.assert_close(prior.band_losses(p, t, masks, y, "all"), sum(of_all) / 2)
-    calls = []
-    handle = p.register_forward_pre_hook(
-        lambda _, inputs: calls.append([v.clone() for v in inputs])
-    )
-    out = prior.iterative_decode(p, torch.arange(3), generator(), 4, guidance=1.5)
-    handle.remove()
-    assert [len(c[0][0]) for c in calls] == [3] * 4 + [11] * 4
-    for tokens, mask, _ in calls[4:]:  # drawing the high band leaves the low one
-        assert torch.equal(tokens[:3, :3], out[:, :3]) and not mask[:, :3].any()
-    assert calls[4][1][:, 3:].all() and (out[:, :3] < 5).all() and (out[:, 3:] >= 5).all()
-
-
-def test_bands_and_views_compose_through_all_stages(tmp_path):
-    run = tmp_path / "own/vibcreg-slice/seed1"
-    config = tiny_config(
-        dataset=own_data(tmp_path),
-        method="vibcreg",
-        augmentation="slice",
-        bands=2,
-        views=2,
-        stage1_steps=4,
-        stage2_steps=4,
-        token_temperature=1.0,
-    )
-    m = run_all(run, config)
-    assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
-    model = ncvqvae.load_stage1(run)[0]
-    d = data.load_dataset(config.dataset)
-    # a sample: no series twice
-    floor = d.x_train[np.random.default_rng(0).choice(24, 16, replace=False)]
-    fcn, *_ = evaluate.dataset_fcn(tmp_path / "own", d, evaluate.fcn_config(config, d))
-    real, real_train = (evaluate.classify(fcn, x)[0] for x in (d.x_test, floor))
-    assert m["fid_floor"] == pytest.approx(slow_fid(real_train, real), rel=1e-3, abs=1e-4)
-    test = ncvqvae.encode_split(model, d.x_test)
-    assert test["pooled"].shape == (16, 32)
-    assert m["codes_used"] == len(test["tokens"].unique()) > len((test["tokens"] % 32).unique())
-    with pytest.raises(InputError, match="stage1.pt: made with bands = 2, this run has 1"):
-        ncvqvae.train_stage1(run, dataclasses.replace(config, bands=1))
-    command(prior, "sample", run, "--n", 3, "--out", tmp_path / "x.npz")
-    assert np.load(tmp_path / "x.npz")["X"].shape == (3, 1, 31)
-
-
 def test_the_maximum_of_tied_codes_sends_its_gradient_to_one_place():
     z = torch.zeros(2, 3, 5, 4)
     z[:, :, 1, 2] = z[:, :, 4, 0] = 1.0  # a code that is there twice
@@ -1058,7 +634,16 @@ def test_the_maximum_of_tied_codes_sends_its_gradient_to_one_place():
     assert ((gradient == 1).sum((2, 3)) == 1).all() and ((gradient == 0).sum((2, 3)) == 19).all()
 
 
-# ---- losses (§3.3) ----
+# ---- ncvqvae: losses (§3.3) ----
+
+
+def assert_same_gradient(fast, slow, *inputs):
+    """Value and gradient of two scalar functions agree."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    a, b = fast(*inputs), slow(*inputs)
+    torch.testing.assert_close(a, b)
+    for ga, gb in zip(torch.autograd.grad(a, inputs), torch.autograd.grad(b, inputs), strict=True):
+        torch.testing.assert_close(ga, gb)
 
 
 def slow_barlow(z1, z2, lambd=0.005):
@@ -1268,6 +853,32 @@ def test_masked_cross_entropy_against_a_loop():
     assert_same_gradient(lambda x: prior.masked_cross_entropy(x, t, mask), slow, logits)
 
 
+def test_muon_steps_the_matrices_of_the_blocks_and_adamw_all_else():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"blocks": torch.nn.Linear(4, 4), "head": torch.nn.Linear(4, 2)})
+    x = draw(6, 4, dtype=torch.float32)
+    twin = copy.deepcopy(model)
+    config = Config(optimizer="muon", stage2_weight_decay=0.3)
+    ours = prior.make_optimizers(model, config)
+    theirs = [
+        torch.optim.AdamW([twin.blocks.bias, *twin.head.parameters()], 0.1, weight_decay=0.3),
+        torch.optim.Muon(
+            [twin.blocks.weight], 0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
+        ),
+    ]
+    for _ in range(9):
+        for net, optimizers in ((model, ours), (twin, theirs)):
+            net.zero_grad()
+            net.head(net.blocks(x).relu()).square().mean().backward()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.1
+                optimizer.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert len(prior.make_optimizers(model, Config())) == 1
+
+
 class Recorder(torch.nn.Module):
     """A prior that prefers token (position mod K), and notes what it is asked."""
 
@@ -1369,6 +980,49 @@ def test_noise_on_the_confidence_has_the_sign_of_gumbel_s_and_falls_to_zero():
     assert torch.equal(out, tokens)
 
 
+def banded_prior():
+    torch.manual_seed(0)
+    codebook = draw(10, 8, dtype=torch.float32)
+    return Prior(Config(prior_hidden=32, prior_layers=1), codebook, [3, 8], 2)
+
+
+def test_the_prior_of_two_bands_goes_from_low_to_high():
+    p = banded_prior()
+    t = torch.cat(
+        [
+            torch.randint(0, 5, (4, 3), generator=generator()),
+            torch.randint(5, 10, (4, 8), generator=generator(1)),
+        ],
+        1,
+    )
+    y, parts = torch.tensor([0, 1, 2, 1]), t.split([3, 8], 1)
+    masks = [prior.mask_tokens(part, generator(2)) for part in parts]
+    logits = p(t, torch.cat(masks, 1), y).softmax(-1)
+    # codes of the other band
+    assert (logits[:, :3, 5:] == 0).all() and (logits[:, 3:, :5] == 0).all()
+    low = p(t[:, :3], masks[0], y)  # nothing of the high band is there to be seen
+    # the low one is known
+    high = p(t, torch.cat([torch.zeros_like(masks[0]), masks[1]], 1), y)[:, 3:]
+    losses = [
+        -v.log_softmax(-1).gather(-1, part[..., None])[..., 0]
+        for v, part in zip((low, high), parts, strict=True)
+    ]
+    of_masked = [loss[mask].mean() for loss, mask in zip(losses, masks, strict=True)]
+    torch.testing.assert_close(prior.band_losses(p, t, masks, y), sum(of_masked) / 2)
+    of_all = [loss.mean() for loss in losses]
+    torch.testing.assert_close(prior.band_losses(p, t, masks, y, "all"), sum(of_all) / 2)
+    calls = []
+    handle = p.register_forward_pre_hook(
+        lambda _, inputs: calls.append([v.clone() for v in inputs])
+    )
+    out = prior.iterative_decode(p, torch.arange(3), generator(), 4, guidance=1.5)
+    handle.remove()
+    assert [len(c[0][0]) for c in calls] == [3] * 4 + [11] * 4
+    for tokens, mask, _ in calls[4:]:  # drawing the high band leaves the low one
+        assert torch.equal(tokens[:3, :3], out[:, :3]) and not mask[:, :3].any()
+    assert calls[4][1][:, 3:].all() and (out[:, :3] < 5).all() and (out[:, 3:] >= 5).all()
+
+
 def test_every_series_keeps_its_class_through_sampling():
     class ByClass(Recorder):  # class c draws nothing but token c
         def __init__(self, N):
@@ -1385,7 +1039,35 @@ def test_every_series_keeps_its_class_through_sampling():
     torch.testing.assert_close(series, model.series(labels[:, None].expand(-1, N)))
 
 
-# ---- metrics (§2.7) ----
+@pytest.mark.parametrize(
+    "counts,total",
+    [
+        ([7, 2, 1], 1000),
+        ([2, 1], 1000),
+        ([400, *[1] * 59], 1000),
+        ([1] * 60, 1000),
+        ([998, 1, 1], 1000),
+        ([3, 5, 8], 16),
+        ([1] * 1200, 1200),
+    ],
+)
+def test_class_counts_add_up_to_what_was_asked(counts, total):
+    y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = prior.class_proportions(y[torch.randperm(len(y), generator=generator())], total)
+    got = torch.bincount(labels, minlength=len(counts))
+    assert len(labels) == total and got.min() >= 1
+    share = torch.tensor(counts).double() * total / sum(counts)
+    assert ((got - share).abs() < 1).all()
+
+
+# ---- evaluate: metrics (§2.7) ----
+
+
+def slow_fid(a, b):
+    """Eq. 2.21, the unsymmetric way."""
+    s1, s2 = np.cov(a.T), np.cov(b.T)
+    roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real.sum()
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * roots
 
 
 def test_frechet_distance_has_the_closed_form_and_survives_singular_covariances():
@@ -1407,6 +1089,15 @@ def test_frechet_distance_has_the_closed_form_and_survives_singular_covariances(
         a, b = draw(60, 5).numpy(), draw(70, 5, seed=1).numpy() @ np.triu(np.ones((5, 5))) + 1
         a, b = scale * a, scale * b
         assert evaluate.frechet_distance(a, b) == pytest.approx(slow_fid(a, b), rel=1e-8)
+
+
+def slow_is(p):
+    """Eq. 2.19, in ten shuffled splits."""
+    scores = []
+    for part in np.array_split(p[np.random.default_rng(0).permutation(len(p))], 10):
+        pairs = [(v, m) for row in part for v, m in zip(row, part.mean(0), strict=True) if v > 0]
+        scores.append(math.exp(sum(v * math.log(v / m) for v, m in pairs) / len(part)))
+    return sum(scores) / 10
 
 
 def test_inception_score_of_hand_examples():
@@ -1508,6 +1199,20 @@ def test_precision_recall_density_and_coverage_against_loops():
         evaluate.precision_recall_density_coverage(real, fake[:1])
 
 
+def test_nearest_neighbour_ratio_and_code_usage():
+    train, test = draw(30, 5), draw(20, 5, seed=1)
+    fake = train[:10] + 0.01
+
+    def nearest(a):
+        return np.mean([min(float((s - t).norm()) for t in train) for s in a])
+
+    ratio = evaluate.nearest_neighbour_ratio(fake, train, test)
+    assert ratio == pytest.approx(nearest(fake) / nearest(test))
+    many = draw(300, 50, dtype=torch.float32) + 1e3
+    assert evaluate.nearest_neighbour_ratio(fake, many[:, :5], many[:, :5]) is None
+    assert evaluate.code_usage(torch.tensor([[0, 0, 3, 3]]), 8) == (2, pytest.approx(2.0))
+
+
 def test_few_samples_are_judged_beside_as_few_real_ones(tmp_path, capsys):
     """evaluate.py samples: floor and is_real of as many series; the classifier by its name; a
     class that is not in y leaves no CAS."""
@@ -1547,89 +1252,6 @@ def test_few_samples_are_judged_beside_as_few_real_ones(tmp_path, capsys):
     assert few["precision"] == 1 and few["coverage"] < many["coverage"] == 1
 
 
-def test_cas_of_real_series_has_the_training_of_cas(tmp_path):
-    """As many steps as on the samples, whatever the number of real series."""
-    d = data.load_dataset(own_data(tmp_path))
-    config = tiny_config(cas_epochs=2, fcn_batch=10, fcn_epochs=3)  # 2 epochs of 5 batches
-    x, labels = draw(50, 31, dtype=torch.float32), torch.arange(50) % 3
-    out = evaluate.score_samples(x, x, labels, d, config, tmp_path / "own/r/s")
-    again, training = evaluate.train_fcn(
-        d.x_train, d.y_train, 3, Config(seed=0, fcn_steps=10, fcn_batch=10), tmp_path, "again"
-    )
-    assert training.total_steps == 10
-    p = evaluate.classify(again, d.x_test)[1]
-    assert out["cas_real"] == evaluate.accuracy(p, d.y_test)
-    steps = {data.load_checkpoint(p)["step"] for p in (tmp_path / "own").glob("fcn-*.pt")}
-    assert steps == {10, 9}  # 9: three epochs of three batches, the classifier behind FID
-    assert out["classifier"]["steps"] == 9
-
-
-def test_nearest_neighbour_ratio_and_code_usage():
-    train, test = draw(30, 5), draw(20, 5, seed=1)
-    fake = train[:10] + 0.01
-
-    def nearest(a):
-        return np.mean([min(float((s - t).norm()) for t in train) for s in a])
-
-    ratio = evaluate.nearest_neighbour_ratio(fake, train, test)
-    assert ratio == pytest.approx(nearest(fake) / nearest(test))
-    many = draw(300, 50, dtype=torch.float32) + 1e3
-    assert evaluate.nearest_neighbour_ratio(fake, many[:, :5], many[:, :5]) is None
-    assert evaluate.code_usage(torch.tensor([[0, 0, 3, 3]]), 8) == (2, pytest.approx(2.0))
-
-
-@pytest.mark.parametrize(
-    "counts,total",
-    [
-        ([7, 2, 1], 1000),
-        ([2, 1], 1000),
-        ([400, *[1] * 59], 1000),
-        ([1] * 60, 1000),
-        ([998, 1, 1], 1000),
-        ([3, 5, 8], 16),
-        ([1] * 1200, 1200),
-    ],
-)
-def test_class_counts_add_up_to_what_was_asked(counts, total):
-    y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    labels = prior.class_proportions(y[torch.randperm(len(y), generator=generator())], total)
-    got = torch.bincount(labels, minlength=len(counts))
-    assert len(labels) == total and got.min() >= 1
-    share = torch.tensor(counts).double() * total / sum(counts)
-    assert ((got - share).abs() < 1).all()
-
-
-def test_figures_of_a_collapsed_latent_space(tmp_path):
-    x = draw(12, 20, dtype=torch.float32)
-    y = torch.arange(12) % 2
-    own = data.Dataset("own", 20, 0.0, 1.0, ["$0_$50", "_x_"], True, "", x, y, x, y)
-    (tmp_path / "log.jsonl").write_text('{"stage": "stage1", "step": 1, "loss": 1.0}\n')
-    test = dict(pooled=torch.ones(12, 64), x_hat=x)
-    evaluate.draw_figures(tmp_path, own, None, test, None)
-    assert (tmp_path / "figures/latents.png").stat().st_size > 1000
-    plt = evaluate.pyplot()
-    figure, _ = evaluate.draw_latents(plt, own, test["pooled"])
-    shown = [
-        text.get_text().strip("\u200b").replace("\\$", "$")
-        for text in figure.axes[1].get_legend().get_texts()
-    ]
-    assert shown == own.classes  # as they are
-    figure.canvas.draw()
-    plt.close(figure)
-
-
-def test_a_drawing_that_fails_is_a_warning_and_costs_no_number(tmp_path, monkeypatch, capsys):
-    def fail(*_):
-        raise RuntimeError("no font\nat all")
-
-    monkeypatch.setattr(evaluate, "draw_latents", fail)
-    run = tmp_path / "own/naive-none/seed1"
-    m = run_all(run, tiny_config(stage1_steps=1, stages=1, dataset=own_data(tmp_path)))
-    assert data.read_json(run / "metrics.json")["recon"] == m["recon"]
-    assert "latents.png: not drawn (no font); metrics.json has all" in capsys.readouterr().err
-    assert {f.name for f in (run / "figures").iterdir()} == {"reconstructions.png", "losses.png"}
-
-
 def test_fcn_has_the_published_padding_and_learns(tmp_path):
     convs = [c[0] for c in evaluate.FCN(3).convs]
     assert [(c.in_channels, c.out_channels, c.kernel_size) for c in convs] == [
@@ -1656,109 +1278,96 @@ def test_fcn_has_the_published_padding_and_learns(tmp_path):
     assert evaluate.classification_accuracy_score(x / 5, y, own, config, tmp_path) > 0.9
 
 
-# ---- whole runs ----
-
-TINY = (
-    "--width=16 --projector-dim=64 --stage1-steps=6 --stage1-batch=10 --stage2-steps=6 "
-    "--stage2-batch=10 --prior-hidden=32 --prior-layers=1 --decode-steps=3 --fcn-epochs=2 "
-    "--cas-epochs=1"
-).split()
-
-
-def shell(*arguments, cwd, **env):
-    env = {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "OUT": str(Path(cwd) / "runs"),
-        "OMP_NUM_THREADS": "1",
-        "DEVICE": "cpu",
-        **env,
-    }
-    return subprocess.run(
-        ["bash", str(HERE / "run.sh"), *arguments], cwd=cwd, env=env, capture_output=True, text=True
+def test_cas_of_real_series_has_the_training_of_cas(tmp_path):
+    """As many steps as on the samples, whatever the number of real series."""
+    d = data.load_dataset(own_data(tmp_path))
+    config = tiny_config(cas_epochs=2, fcn_batch=10, fcn_epochs=3)  # 2 epochs of 5 batches
+    x, labels = draw(50, 31, dtype=torch.float32), torch.arange(50) % 3
+    out = evaluate.score_samples(x, x, labels, d, config, tmp_path / "own/r/s")
+    again, training = evaluate.train_fcn(
+        d.x_train, d.y_train, 3, Config(seed=0, fcn_steps=10, fcn_batch=10), tmp_path, "again"
     )
+    assert training.total_steps == 10
+    p = evaluate.classify(again, d.x_test)[1]
+    assert out["cas_real"] == evaluate.accuracy(p, d.y_test)
+    steps = {data.load_checkpoint(p)["step"] for p in (tmp_path / "own").glob("fcn-*.pt")}
+    assert steps == {10, 9}  # 9: three epochs of three batches, the classifier behind FID
+    assert out["classifier"]["steps"] == 9
 
 
-def own_data(folder, labels=True, length=31, n_test=16, name="own.npz"):
-    rng = np.random.default_rng(0)
-    x = 50 + 3 * rng.standard_normal((24 + n_test, length)).cumsum(1)
-    y = np.array(["up", "down", "flat", "up"] * 99)[: 24 + n_test]
-    ys = dict(y_train=y[:24], y_test=y[24:][::-1]) if labels else {}  # no row like the other's
-    return npz(Path(folder) / name, X_train=x[:24], X_test=x[24:], **ys)
+def test_classifiers_take_more_steps_where_there_are_many_classes():
+    def of(n_classes, n=301):
+        x = torch.zeros(n, 8)
+        return data.Dataset("x", 8, 0.0, 1.0, list(range(n_classes)), True, "", x, None, x, None)
+
+    config = Config(fcn_steps=600, cas_steps=500, steps_per_class=20, seed=7)
+    for n_classes, fcn_steps, cas_steps in ((2, 600, 500), (60, 1200, 1200)):
+        fcn = evaluate.fcn_config(config, of(n_classes))
+        cas = evaluate.cas_config(config, of(n_classes), 999)
+        assert (fcn.fcn_steps, fcn.seed, cas.fcn_steps, cas.seed) == (fcn_steps, 0, cas_steps, 7)
+    config = Config(fcn_epochs=3, cas_epochs=5, fcn_batch=100, steps_per_class=20)
+    assert evaluate.fcn_config(config, of(60)).fcn_steps == 3 * 3  # a last batch of one is left
+    assert evaluate.cas_config(config, of(60), 402).fcn_steps == 5 * 5
+    for preset in ("fast", "best", "toy"):  # CAS and what it can reach: one training
+        config = Config(**data.PRESETS[preset], precision="bf16", seed=0)
+        for n_classes in (2, 60):
+            set_ = of(n_classes)
+            assert evaluate.fcn_config(config, set_) == evaluate.cas_config(config, set_, 9)
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Nothing is drawn, which takes longer than a tiny run; other tests of whole runs draw."""
-    monkeypatch.setattr(evaluate, "draw_figures", lambda *inputs: None)
+def test_a_classifier_of_other_epochs_is_another_file(tmp_path):
+    d = data.load_dataset(own_data(tmp_path))
+    for epochs in (1, 2, 1):
+        evaluate.dataset_fcn(tmp_path / "own", d, tiny_config(fcn_epochs=epochs))
+    assert len(list((tmp_path / "own").glob("fcn-*.pt"))) == 2
 
 
-def run_all(run, config):
-    """The three stages in this process. -> metrics."""
-    ncvqvae.train_stage1(run, config)
-    prior.train_stage2(run)
-    return evaluate.evaluate_run(run)
+def test_figures_of_a_collapsed_latent_space(tmp_path):
+    x = draw(12, 20, dtype=torch.float32)
+    y = torch.arange(12) % 2
+    own = data.Dataset("own", 20, 0.0, 1.0, ["$0_$50", "_x_"], True, "", x, y, x, y)
+    (tmp_path / "log.jsonl").write_text('{"stage": "stage1", "step": 1, "loss": 1.0}\n')
+    test = dict(pooled=torch.ones(12, 64), x_hat=x)
+    evaluate.draw_figures(tmp_path, own, None, test, None)
+    assert (tmp_path / "figures/latents.png").stat().st_size > 1000
+    plt = evaluate.pyplot()
+    figure, _ = evaluate.draw_latents(plt, own, test["pooled"])
+    shown = [
+        text.get_text().strip("\u200b").replace("\\$", "$")
+        for text in figure.axes[1].get_legend().get_texts()
+    ]
+    assert shown == own.classes  # as they are
+    figure.canvas.draw()
+    plt.close(figure)
 
 
-def test_a_tiny_run_end_to_end(tmp_path, capsys):
-    folder = tmp_path / "it's a folder"
-    folder.mkdir()
-    words = (own_data(folder, name="my own.npz"), "vibcreg", "warp+gauss", "01", *TINY)
-    done = shell(*words, cwd=tmp_path, MPLBACKEND="module://of.a_notebook")
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "runs/my own/vibcreg-warp+gauss/seed1"
-    m = json.loads((run / "metrics.json").read_text())
-    assert tuple(m)[: len(evaluate.METRICS)] == evaluate.METRICS
-    assert all(m[k] is not None for k in evaluate.METRICS)
-    assert {f.name for f in (run / "figures").iterdir()} == {
-        f"{n}.png" for n in ("reconstructions", "latents", "losses", "samples", "generated")
-    }
-    first = json.loads((run / "log.jsonl").read_text().splitlines()[0])
-    assert first["argv"] and first["torch"] and first["device"] and len(first["sha256"]) == 64
-    assert first["processor"].endswith(f", {torch.get_num_threads()} threads")
-    assert not list(tmp_path.rglob("*.resume.pt")) and not list(tmp_path.rglob("*.tmp"))
-    assert "| my own/vibcreg-warp+gauss/seed1 |" in done.stdout and "fid_recon" in done.stdout
-    assert "is_real" in done.stdout
-    before = {
-        p: p.stat().st_mtime_ns for p in run.rglob("*.*") if p.name not in ("config.json", ".lock")
-    }
-    command(
-        ncvqvae,
-        run,
-        "--dataset",
-        words[0],
-        "--method",
-        "vibcreg",
-        "--augmentation",
-        "warp+gauss",
-        *TINY,
-        "--stages",
-        "1",
-    )  # less is asked: nothing is lost
-    command(prior, "train", run)
-    command(evaluate, "run", run)
-    assert capsys.readouterr().err.count("finished before") == 2
-    assert before == {p: p.stat().st_mtime_ns for p in before}
-    own_data(folder, length=33, name="my own.npz")  # new data, old results
-    new = shell(*words, cwd=tmp_path)
-    assert new.returncode == 1 and "stage1.pt: made with sha256" in new.stderr
-    assert "1 of 1 runs failed" in new.stderr
+def test_compare_has_each_metric_under_its_name(tmp_path, capsys):
+    run = tmp_path / "own/naive-none/seed1"
+    m = {k: float(i) for i, k in enumerate(evaluate.METRICS)} | dict(
+        knn=None, seconds_stage1=60, seconds_stage2=30, seconds_evaluate=90
+    )
+    data.write_json(run / "metrics.json", m)
+    command(evaluate, "compare", run)
+    names, _, values = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+    )
+    row = dict(zip(names, values, strict=True))
+    assert row.pop("run") == "own/naive-none/seed1" and row.pop("minutes") == "3.0"
+    assert row == {k: "" if m[k] is None else f"{m[k]:.4g}" for k in row}
+    assert tuple(row) == evaluate.SHOWN
 
 
-def slow_fid(a, b):
-    """Eq. 2.21, the unsymmetric way."""
-    s1, s2 = np.cov(a.T), np.cov(b.T)
-    roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real.sum()
-    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * roots
+def test_compare_leaves_out_a_run_that_is_not_finished(tmp_path, capsys):
+    run = tmp_path / "own/naive-none/seed1"
+    data.write_json(run / "metrics.json", dict.fromkeys(evaluate.METRICS))
+    command(evaluate, "compare", tmp_path / "own/naive-none/seed2", run)
+    said = capsys.readouterr()
+    assert "seed2: no metrics.json, not finished: left out" in said.err
+    assert len(said.out.splitlines()) == 3 and "own/naive-none/seed1" in said.out
 
 
-def slow_is(p):
-    """Eq. 2.19, in ten shuffled splits."""
-    scores = []
-    for part in np.array_split(p[np.random.default_rng(0).permutation(len(p))], 10):
-        pairs = [(v, m) for row in part for v, m in zip(row, part.mean(0), strict=True) if v > 0]
-        scores.append(math.exp(sum(v * math.log(v / m) for v, m in pairs) / len(part)))
-    return sum(scores) / 10
+# ---- evaluate: every number of metrics.json ----
 
 
 @pytest.fixture(scope="module")
@@ -2179,261 +1788,64 @@ def test_prior_sample_draws_the_class_asked_for_with_the_settings_of_the_run(
         assert ("y" in s.files) == bool(words) and (not words or set(s["y"]) == {"flat"})
 
 
-def command(module, *words):
-    """A module's command line in this process."""
-    argv, sys.argv = sys.argv, [module.__name__, *map(str, words)]
-    try:
-        module.main()
-    finally:
-        sys.argv = argv
-
-
-def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
-    run = tmp_path / "own/naive-none/seed1"
-    m = run_all(
-        run, tiny_config(stage1_steps=3, stage2_steps=3, dataset=own_data(tmp_path, labels=False))
+def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, no_figures):
+    """One run, scored with one field changed at a time: which metrics move; no other does."""
+    own = own_data(tmp_path, n_test=40)
+    base = tiny_config(
+        dataset=own,
+        stage1_steps=3,
+        stage2_steps=20,
+        fcn_epochs=2,
+        cas_epochs=1,
+        decode_steps=3,
+        fcn_batch=20,
     )
-    assert {k for k in evaluate.METRICS if m[k] is None} == {
-        "knn",
-        "svm",
-        "fid",
-        "fid_floor",
-        "fid_recon",
-        "is",
-        "is_real",
-        "cas",
-        "cas_real",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "fcn_accuracy",
+    run_all(tmp_path / "a/own/r/s", base)
+    m = data.read_json(tmp_path / "a/own/r/s/metrics.json")
+    near = {"precision", "recall", "density", "coverage"}
+    samples = {"fid", "is", "cas", "nn_ratio"} | near
+    of_fcn = {"fid", "fid_floor", "fid_recon", "is", "is_real", "fcn_accuracy"} | near
+    both = of_fcn | {"cas", "cas_real"}
+    moves = {
+        "decode_steps": (1, samples),
+        "choice_temperature": (0.0, samples),
+        "guidance": (3.0, {"cas"}),
+        "fcn_epochs": (1, of_fcn),
+        "fcn_steps": (7, of_fcn),
+        "cas_epochs": (2, {"cas", "cas_real"}),
+        "cas_steps": (23, {"cas", "cas_real"}),
+        "steps_per_class": (9, set()),
+        "fcn_batch": (24, both),  # the former: epochs decide
+        "fcn_lr": (1e-2, both),
+        "fcn_weight_decay": (9.0, both),
     }
-    with np.load(run / "samples.npz") as s:
-        assert s.files == ["X"] and s["X"].shape == (16, 1, 31)
-
-
-def test_compare_has_each_metric_under_its_name(tmp_path, capsys):
-    run = tmp_path / "own/naive-none/seed1"
-    m = {k: float(i) for i, k in enumerate(evaluate.METRICS)} | dict(
-        knn=None, seconds_stage1=60, seconds_stage2=30, seconds_evaluate=90
-    )
-    data.write_json(run / "metrics.json", m)
-    command(evaluate, "compare", run)
-    names, _, values = (
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in capsys.readouterr().out.splitlines()
-    )
-    row = dict(zip(names, values, strict=True))
-    assert row.pop("run") == "own/naive-none/seed1" and row.pop("minutes") == "3.0"
-    assert row == {k: "" if m[k] is None else f"{m[k]:.4g}" for k in row}
-    assert tuple(row) == evaluate.SHOWN
-
-
-def test_three_test_series_a_lone_last_batch_and_a_constant_series(tmp_path):
-    x = np.random.default_rng(0).standard_normal((12, 20)).cumsum(1)
-    x[4] = 1.5
-    own = npz(
-        tmp_path / "few.npz",
-        X_train=x[:9],
-        y_train=np.arange(9) % 2,
-        X_test=x[9:],
-        y_test=np.array([0, 1, 0]),
-    )
-    run = tmp_path / "few/barlow-gauss/seed1"
-    m = run_all(
-        run,
-        tiny_config(
-            stage1_epochs=2,
-            stage2_epochs=2,
-            stage2_batch=8,
-            fcn_batch=8,
-            dataset=own,
-            method="barlow",
-            augmentation="gauss",
-            validate_epochs=1,
-        ),
-    )
-    assert m["n_test"] == 3
-    assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
-    steps = [r for r in data.read_log(run) if "step" in r]
-    assert max(r["step"] for r in steps if r["stage"] == "stage1") == 2  # 8 of 9 series, twice
-
-
-def test_the_test_split_is_looked_at_every_so_many_epochs_and_nothing_moves(tmp_path):
-    logs, states = [], []
-    for every in (2, 0):
-        run, own = tmp_path / f"{every}/own/naive-none/seed1", own_data(tmp_path)
-        config = tiny_config(
-            stage1_epochs=5,
-            stage2_epochs=3,
-            stage1_batch=10,
-            stage2_batch=10,
-            validate_epochs=every,
-            dataset=own,
+    names = [f.name for f in dataclasses.fields(Config)]
+    # those two: tests of their own
+    assert {*names[names.index("stages") :]} == {*moves, "stages", "validate_epochs"}
+    for name, (value, expected) in moves.items():
+        run = tmp_path / f"{name}/own/r/s"
+        run.mkdir(parents=True)
+        for file in ("stage1.pt", "stage2.pt"):
+            (run / file).write_bytes((tmp_path / "a/own/r/s" / file).read_bytes())
+        new = evaluate.evaluate_run(run, dataclasses.replace(base, **{name: value}))
+        moved = {k for k in evaluate.METRICS if "seconds" not in k and new[k] != m[k]}
+        # what is counted may stay by chance
+        counted = {"fcn_accuracy", "cas", "cas_real"} | near
+        assert expected - counted <= moved <= expected, (name, moved)
+        steps = {
+            r["stage"]: r["step"]
+            for r in data.read_log(run)
+            if r.get("stage") == "cas" and "step" in r
+        }
+        assert steps == {"cas": {"cas_epochs": 100, "cas_steps": 23, "fcn_batch": 42}.get(name, 50)}
+        before, after = (
+            np.load(folder / "samples.npz")["X"] for folder in (tmp_path / "a/own/r/s", run)
         )
-        model = ncvqvae.train_stage1(run, config)
-        p = prior.train_stage2(run)
-        logs.append([r for r in data.read_log(run) if "step" in r])
-        states.append({**model.state_dict(), **p.state_dict()})
-    looks = [(r["stage"], r["epoch"]) for r in logs[0] if "val_recon" in r or "val_prior_loss" in r]
-    assert looks == [("stage1", 2), ("stage1", 4), ("stage1", 5), ("stage2", 2), ("stage2", 3)]
-    assert [r for r in logs[0] if "loss" in r] == logs[1]  # no draw was consumed
-    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
-    d = data.load_dataset(own)
-    assert logs[0][-1]["val_prior_loss"] == pytest.approx(
-        prior.prior_loss(p, model.tokens(d.x_test), d.y_test)
-    )
-    last = [r for r in logs[0] if "val_recon" in r][-1]
-    recon = ncvqvae.encode_split(model, d.x_test)["errors"].sum(1).mean().item()
-    assert last["val_recon"] == pytest.approx(recon)
+        same = np.array_equal(before, after)
+        assert same == (name not in ("decode_steps", "choice_temperature", "guidance")), name
 
 
-def test_dry_run_prints_the_product_with_naive_once_per_seed(tmp_path):
-    done = shell(
-        "Symbols,FordA",
-        "naive,barlow",
-        "warp,slice",
-        "1,2",
-        "--stage1-epochs",
-        "3",
-        "--dry-run",
-        cwd=tmp_path,
-    )
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 2 * 2 * 3 and len(set(lines)) == len(lines)
-    assert all("--stage1-epochs 3" in line for line in lines) and not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    "arguments,message",
-    [
-        (
-            ("toy", "naive", "none", "1", "--no-such-flag", "3"),
-            "unrecognized arguments: --no-such-flag",
-        ),
-        (("toy,", "naive"), "DATASET is empty"),
-        (("", "naive"), "DATASET is empty"),
-        (("toy", ""), "--method : should be"),
-        (("toy", "naive", "none", ""), "SEED : should be"),
-        (("toy", "naive", "none", "1", "5"), "too many positions"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
-    done = shell(*arguments, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    "arguments,message",
-    [
-        (("nave", "none", "1"), "--method nave"),
-        (("naive", "none", "one"), "SEED one"),
-        (("naive", "none", "1", "--zeta"), "expected one argument"),
-        (("naive,barlow", "none,wrap", "1"), "--augmentation"),
-        (("naive", "none", "1", "--stage2-lr=-1"), "--stage2-lr -1"),
-    ],
-)
-def test_every_value_of_the_grid_is_checked(arguments, message):
-    """By data.py, which run.sh asks first."""
-    with pytest.raises(InputError, match=message) as error:
-        command(data, *arguments)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("method", ["naive", "vibcreg"])
-def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method):
-    x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
-    losses = []
-    for precision in ("float32", "bf16"):
-        model = tiny_model(
-            method=method,
-            augmentation="none" if method == "naive" else "slice",
-            precision=precision,
-        ).train()
-        loss, terms, _ = model(x, None if method == "naive" else x_aug)
-        loss.backward()
-        u, (z,) = model.encode(x)
-        assert {
-            t.dtype for t in (loss, u, z, *model.decode([z]), model.codebook(), *terms.values())
-        } == {torch.float32}
-        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
-        losses.append(loss.item())
-    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.03)
-    torch.manual_seed(0)
-    exact, rounded = evaluate.FCN(3), evaluate.FCN(3, "bf16")
-    rounded.load_state_dict(exact.state_dict())
-    assert rounded.features(x).dtype == torch.float32
-    torch.testing.assert_close(rounded.features(x), exact.features(x), atol=0.05, rtol=0.05)
-    assert not torch.equal(rounded.features(x), exact.features(x))
-
-
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_the_precision_asked_for_is_that_of_every_product(tmp_path, precision):
-    products, x = {}, draw(8, 40, dtype=torch.float32)
-
-    def note(name, model):
-        kinds = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear
-        for key, part in model.named_modules():
-            if isinstance(part, kinds):
-                part.register_forward_hook(
-                    lambda part, inputs, out, key=f"{name} {key}": products.update({key: out.dtype})
-                )
-        return model
-
-    for bands in (1, 2):
-        note(
-            "stage 1",
-            tiny_model(
-                method="vibcreg",
-                augmentation="slice",
-                bands=bands,
-                latent_width=2,
-                precision=precision,
-            ),
-        )(x, x + 1)
-    tokens = torch.zeros(8, 10, dtype=torch.int64)
-    mask, labels = prior.mask_tokens(tokens, generator()), torch.arange(8) % 3
-    p = note("prior", tiny_prior(precision=precision))
-    assert p(tokens, mask, labels).dtype == torch.float32
-    config = tiny_config(precision=precision, fcn_epochs=1)
-    fcn, _ = evaluate.train_fcn(x, labels, 3, config, tmp_path, "fcn")
-    note("fcn", fcn)(x)
-    assert products.pop("fcn head") == torch.float32  # of pooled features
-    assert {key.split(".")[0] for key in products} == {
-        "stage 1 bands",
-        "stage 1 projector",
-        "prior blocks",
-        "prior to_hidden",
-        "prior to_code",
-        "prior head",
-        "fcn convs",
-    }
-    assert set(products.values()) == {torch.bfloat16 if precision == "bf16" else torch.float32}
-    own = data.load_dataset(own_data(tmp_path))
-    assert evaluate.dataset_fcn(tmp_path, own, config)[0].precision == precision
-    data.pick_device(precision)
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        assert backend.allow_tf32 == (precision == "tf32")
-    data.pick_device()
-
-
-def linear_training(folder, model, n=9, stage="stage1", batch=128, epochs=1, steps=0, seed=1):
-    """A Training that trains nothing by itself, as the loops make it."""
-    optimizer = torch.optim.AdamW(model.parameters())
-    return data.Training(
-        folder,
-        stage,
-        model,
-        [optimizer],
-        {"sha256": ""},
-        n=n,
-        batch=batch,
-        epochs=epochs,
-        steps=steps,
-        seed=seed,
-    )
+# ---- runs: training loops ----
 
 
 def test_a_training_loop_follows_adamw_and_the_cosine(tmp_path, monkeypatch):
@@ -2525,30 +1937,109 @@ def test_about_200_steps_are_logged_and_batches_are_epochs_of_a_permutation(tmp_
         assert (other.total_steps, other.steps_per_epoch) == expected and other.stage == "cas"
 
 
-def test_muon_steps_the_matrices_of_the_blocks_and_adamw_all_else():
-    torch.manual_seed(0)
-    model = torch.nn.ModuleDict({"blocks": torch.nn.Linear(4, 4), "head": torch.nn.Linear(4, 2)})
-    x = draw(6, 4, dtype=torch.float32)
-    twin = copy.deepcopy(model)
-    config = Config(optimizer="muon", stage2_weight_decay=0.3)
-    ours = prior.make_optimizers(model, config)
-    theirs = [
-        torch.optim.AdamW([twin.blocks.bias, *twin.head.parameters()], 0.1, weight_decay=0.3),
-        torch.optim.Muon(
-            [twin.blocks.weight], 0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
-        ),
-    ]
-    for _ in range(9):
-        for net, optimizers in ((model, ours), (twin, theirs)):
-            net.zero_grad()
-            net.head(net.blocks(x).relu()).square().mean().backward()
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = 0.1
-                optimizer.step()
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
-    assert len(prior.make_optimizers(model, Config())) == 1
+def test_the_test_split_is_looked_at_every_so_many_epochs_and_nothing_moves(tmp_path):
+    logs, states = [], []
+    for every in (2, 0):
+        run, own = tmp_path / f"{every}/own/naive-none/seed1", own_data(tmp_path)
+        config = tiny_config(
+            stage1_epochs=5,
+            stage2_epochs=3,
+            stage1_batch=10,
+            stage2_batch=10,
+            validate_epochs=every,
+            dataset=own,
+        )
+        model = ncvqvae.train_stage1(run, config)
+        p = prior.train_stage2(run)
+        logs.append([r for r in data.read_log(run) if "step" in r])
+        states.append({**model.state_dict(), **p.state_dict()})
+    looks = [(r["stage"], r["epoch"]) for r in logs[0] if "val_recon" in r or "val_prior_loss" in r]
+    assert looks == [("stage1", 2), ("stage1", 4), ("stage1", 5), ("stage2", 2), ("stage2", 3)]
+    assert [r for r in logs[0] if "loss" in r] == logs[1]  # no draw was consumed
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    d = data.load_dataset(own)
+    assert logs[0][-1]["val_prior_loss"] == pytest.approx(
+        prior.prior_loss(p, model.tokens(d.x_test), d.y_test)
+    )
+    last = [r for r in logs[0] if "val_recon" in r][-1]
+    recon = ncvqvae.encode_split(model, d.x_test)["errors"].sum(1).mean().item()
+    assert last["val_recon"] == pytest.approx(recon)
+
+
+def test_class_dropout_is_a_share_and_tokens_keep_their_label(tmp_path, monkeypatch):
+    seen, run, forward = [], tmp_path / "run", Prior.forward
+
+    def spy(self, tokens, mask, labels):
+        seen.append((tokens, labels))
+        return forward(self, tokens, mask, labels)
+
+    monkeypatch.setattr(Prior, "forward", spy)
+    config = tiny_config(
+        dataset=own_data(tmp_path),
+        stage1_steps=30,
+        stage2_steps=60,
+        class_dropout=0.25,
+        validate_epochs=0,
+        stage2_batch=10,
+    )
+    ncvqvae.train_stage1(run, config)
+    prior.train_stage2(run)
+    tokens, labels = map(torch.cat, zip(*seen, strict=True))
+    assert (labels == 3).double().mean().item() == pytest.approx(0.25, abs=0.05)
+    # "up" is half of the series
+    assert torch.bincount(labels)[2] > torch.bincount(labels)[:2].max()
+    d = data.load_dataset(config.dataset)
+    of_train = ncvqvae.load_stage1(run)[0].tokens(d.x_train).tolist()
+    rows = {tuple(t): y for t, y in zip(of_train, d.y_train.tolist(), strict=True)}
+    assert len(rows) == 24
+    assert all(
+        y in (3, rows[tuple(t)]) for t, y in zip(tokens.tolist(), labels.tolist(), strict=True)
+    )
+
+
+def test_tokens_drawn_in_training_come_from_the_frozen_tokenizer(tmp_path, monkeypatch):
+    modes, tokens = [], NCVQVAE.tokens
+
+    def spy(self, x, *drawn):
+        modes.append((self.training, *drawn[:1]))
+        return tokens(self, x, *drawn)
+
+    monkeypatch.setattr(NCVQVAE, "tokens", spy)
+    config = tiny_config(
+        dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=3, token_temperature=0.5
+    )
+    ncvqvae.train_stage1(tmp_path / "r", config)
+    prior.train_stage2(tmp_path / "r")
+    assert modes == [(False,)] * 2 + [(False, 0.5)] * 3  # both splits' nearest, once; then draws
+
+
+def test_the_seed_reaches_the_first_weights_of_every_stage(tmp_path):
+    """With a learning rate of nearly nothing what differs is where training started."""
+    still, weights = (
+        dict(stage1_steps=1, stage2_steps=1, stage1_lr=1e-12, stage2_lr=1e-12, fcn_lr=1e-12),
+        [],
+    )
+    own = own_data(tmp_path)
+    for seed in (1, 2):
+        config, run = tiny_config(dataset=own, seed=seed, **still), tmp_path / str(seed)
+        model, p = ncvqvae.train_stage1(run, config), prior.train_stage2(run)
+        fcn, _ = evaluate.train_fcn(torch.randn(9, 31), torch.arange(9) % 3, 3, config, run, "cas")
+        weights.append([model.bands[0].encoder[0][0].weight, p.head[2].weight, fcn.head.weight])
+        torch.testing.assert_close(p.embedding.weight, model.codebook(), atol=1e-6, rtol=0)
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(*weights, strict=True))
+
+
+def test_the_same_seed_gives_the_same_prior(tmp_path):
+    config = tiny_config(stage1_steps=2, stage2_steps=3, dataset=own_data(tmp_path))
+    ncvqvae.train_stage1(tmp_path / "r", config)
+    first = prior.train_stage2(tmp_path / "r")
+    (tmp_path / "r/stage2.pt").unlink()
+    torch.rand(3)
+    second = prior.train_stage2(tmp_path / "r")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 CHANGES = dict(
@@ -2578,6 +2069,8 @@ CHANGES = dict(
     augmentation="gauss",
     method="barlow",
 )
+
+
 CHANGES2 = dict(
     seed=2,
     precision="bf16",
@@ -2638,38 +2131,101 @@ def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_pa
         assert (run / "stage1.pt").read_bytes() == (tmp_path / "base/stage1.pt").read_bytes()
 
 
-def test_class_dropout_is_a_share_and_tokens_keep_their_label(tmp_path, monkeypatch):
-    seen, run, forward = [], tmp_path / "run", Prior.forward
-
-    def spy(self, tokens, mask, labels):
-        seen.append((tokens, labels))
-        return forward(self, tokens, mask, labels)
-
-    monkeypatch.setattr(Prior, "forward", spy)
-    config = tiny_config(
-        dataset=own_data(tmp_path),
-        stage1_steps=30,
-        stage2_steps=60,
-        class_dropout=0.25,
-        validate_epochs=0,
-        stage2_batch=10,
-    )
-    ncvqvae.train_stage1(run, config)
-    prior.train_stage2(run)
-    tokens, labels = map(torch.cat, zip(*seen, strict=True))
-    assert (labels == 3).double().mean().item() == pytest.approx(0.25, abs=0.05)
-    # "up" is half of the series
-    assert torch.bincount(labels)[2] > torch.bincount(labels)[:2].max()
-    d = data.load_dataset(config.dataset)
-    of_train = ncvqvae.load_stage1(run)[0].tokens(d.x_train).tolist()
-    rows = {tuple(t): y for t, y in zip(of_train, d.y_train.tolist(), strict=True)}
-    assert len(rows) == 24
-    assert all(
-        y in (3, rows[tuple(t)]) for t, y in zip(tokens.tolist(), labels.tolist(), strict=True)
-    )
+# ---- runs: precisions and devices ----
 
 
-# ---- devices ----
+@pytest.mark.parametrize("method", ["naive", "vibcreg"])
+def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method):
+    x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
+    losses = []
+    for precision in ("float32", "bf16"):
+        model = tiny_model(
+            method=method,
+            augmentation="none" if method == "naive" else "slice",
+            precision=precision,
+        ).train()
+        loss, terms, _ = model(x, None if method == "naive" else x_aug)
+        loss.backward()
+        u, (z,) = model.encode(x)
+        assert {
+            t.dtype for t in (loss, u, z, *model.decode([z]), model.codebook(), *terms.values())
+        } == {torch.float32}
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        losses.append(loss.item())
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.03)
+    torch.manual_seed(0)
+    exact, rounded = evaluate.FCN(3), evaluate.FCN(3, "bf16")
+    rounded.load_state_dict(exact.state_dict())
+    assert rounded.features(x).dtype == torch.float32
+    torch.testing.assert_close(rounded.features(x), exact.features(x), atol=0.05, rtol=0.05)
+    assert not torch.equal(rounded.features(x), exact.features(x))
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_the_precision_asked_for_is_that_of_every_product(tmp_path, precision):
+    products, x = {}, draw(8, 40, dtype=torch.float32)
+
+    def note(name, model):
+        kinds = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear
+        for key, part in model.named_modules():
+            if isinstance(part, kinds):
+                part.register_forward_hook(
+                    lambda part, inputs, out, key=f"{name} {key}": products.update({key: out.dtype})
+                )
+        return model
+
+    for bands in (1, 2):
+        note(
+            "stage 1",
+            tiny_model(
+                method="vibcreg",
+                augmentation="slice",
+                bands=bands,
+                latent_width=2,
+                precision=precision,
+            ),
+        )(x, x + 1)
+    tokens = torch.zeros(8, 10, dtype=torch.int64)
+    mask, labels = prior.mask_tokens(tokens, generator()), torch.arange(8) % 3
+    p = note("prior", tiny_prior(precision=precision))
+    assert p(tokens, mask, labels).dtype == torch.float32
+    config = tiny_config(precision=precision, fcn_epochs=1)
+    fcn, _ = evaluate.train_fcn(x, labels, 3, config, tmp_path, "fcn")
+    note("fcn", fcn)(x)
+    assert products.pop("fcn head") == torch.float32  # of pooled features
+    assert {key.split(".")[0] for key in products} == {
+        "stage 1 bands",
+        "stage 1 projector",
+        "prior blocks",
+        "prior to_hidden",
+        "prior to_code",
+        "prior head",
+        "fcn convs",
+    }
+    assert set(products.values()) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    own = data.load_dataset(own_data(tmp_path))
+    assert evaluate.dataset_fcn(tmp_path, own, config)[0].precision == precision
+    data.pick_device(precision)
+    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        assert backend.allow_tf32 == (precision == "tf32")
+    data.pick_device()
+
+
+@pytest.mark.parametrize("how", ["autocast", "bf16"])
+def test_copied_pieces_stand_half_precision(how):
+    """What others copy under autocast or feed with bf16: float32 inside."""
+    torch.manual_seed(0)
+    q, z = ncvqvae.VectorQuantizer(5, 8), draw(2, 8, 5, 4, dtype=torch.float32)
+    twin = copy.deepcopy(q)
+    expected = q(z.bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        found = twin(z.bfloat16())
+    assert torch.equal(found[0], expected[0]) and torch.equal(twin.codebook, q.codebook)
+    for loss in (ncvqvae.barlow_twins_loss, ncvqvae.vibcreg_loss):
+        constant = torch.ones(6, 8, dtype=torch.bfloat16)
+        assert loss(constant, constant).isfinite()
+        with pytest.raises(ValueError, match="at least 2 rows"):
+            loss(constant[:1], constant[:1])
 
 
 class OneDevice(TorchDispatchMode):
@@ -2795,323 +2351,153 @@ def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
     assert saved[0].shape == (3, 31) and saved[0].device == meta
 
 
-# ---- what people bring ----
+# ---- runs: end to end ----
 
 
-def ts_file(path, *header, rows=("1,2,3,4,5,6,7,8:a", "8,7,6,5,4,3,2,1:b")):
-    path.write_text("\n".join([*header, "@data", *rows]) + "\n")
-    return path
-
-
-def test_a_ts_header_is_all_that_stands_before_the_data(tmp_path):
-    header = (
-        "% a comment",
-        "  # another",
-        "@problemName X",
-        "@univariate true",
-        "",
-        "@classLabel true a b",
-    )
-    x, labels = data.read_split(ts_file(tmp_path / "x.ts", *header))
-    assert x.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]]
-    assert labels == ["a", "b"]
-    bare = ts_file(tmp_path / "x.ts", "@classLabel false", rows=("1,2,3,4,5,6,7,8",) * 2)
-    assert data.read_split(bare)[1] is None
-
-
-@pytest.mark.parametrize(
-    "header,rows,message",
-    [
-        (["@univariate false"], ["1,2:3,4:a"], "x.ts: several channels; one is read"),
-        (["@dimensions 2"], ["1,2:3,4:a"], "x.ts: several channels; one is read"),
-        (["@classLabel true a"], ["1,2:3,4:a"], "x.ts, row 3: 2 channels; one is read"),
-        (["@targetLabel true"], ["1,2:0.3"], "x.ts: a regression target"),
-        (["@timestamps true"], ["(0,1),(1,2):a"], "x.ts: time stamps"),
-        (["@classLabel true a"], ["1,?,3:a"], "x.ts, row 3: value 2 is missing"),
-        (["@classLabel true a"], ["1,2,3"], "x.ts, row 3: no label after a colon"),
-    ],
-)
-def test_a_ts_file_says_why_it_is_not_read(tmp_path, header, rows, message):
-    with pytest.raises(InputError, match=re.escape(message)) as error:
-        data.read_split(ts_file(tmp_path / "x.ts", *header, rows=rows))
-    assert "\n" not in str(error.value)
-
-
-def test_a_table_of_other_separators_says_what_it_expects(tmp_path):
-    for text in ("1,2,3,4\n", "1 2 3 4\n"):
-        (tmp_path / "x.tsv").write_text(text)
-        with pytest.raises(InputError, match="x.tsv, row 1: expects tabs"):
-            data.read_split(tmp_path / "x.tsv")
-
-
-@pytest.mark.parametrize(
-    "header,labelled",
-    [
-        ("", True),
-        ("label,a,b,c,d,e,f,g,h", True),
-        ("Class," + ",".join(map(str, range(8))), True),
-        ("t0,t1,t2,t3,t4,t5,t6,t7,t8", False),
-    ],
-)
-def test_own_data_as_a_csv_a_split(tmp_path, header, labelled):
-    """Label first; with a header, where its first column is called so."""
-    folder = tmp_path / "mine"
+def test_a_tiny_run_end_to_end(tmp_path, capsys):
+    folder = tmp_path / "it's a folder"
     folder.mkdir()
-    rows = ["1,0,1,2,3,4,5,6,7", "2,7,6,5,4,3,2,1,0", "1,0,2,4,6,8,6,4,2"]
-    for split in ("TRAIN", "TEST"):
-        (folder / f"mine_{split}.csv").write_text("\n".join(filter(None, [header, *rows])) + "\n")
-    d = data.load_dataset(str(folder))
-    assert (d.name, d.length, d.classes) == ("mine", *((8, [1, 2]) if labelled else (9, [])))
-    assert d.x_train.shape == (3, d.length)
-    assert data.load_dataset("mine", tmp_path).sha256 == d.sha256  # as a set of the archive
+    words = (own_data(folder, name="my own.npz"), "vibcreg", "warp+gauss", "01", *TINY)
+    done = shell(*words, cwd=tmp_path, MPLBACKEND="module://of.a_notebook")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/my own/vibcreg-warp+gauss/seed1"
+    m = json.loads((run / "metrics.json").read_text())
+    assert tuple(m)[: len(evaluate.METRICS)] == evaluate.METRICS
+    assert all(m[k] is not None for k in evaluate.METRICS)
+    assert {f.name for f in (run / "figures").iterdir()} == {
+        f"{n}.png" for n in ("reconstructions", "latents", "losses", "samples", "generated")
+    }
+    first = json.loads((run / "log.jsonl").read_text().splitlines()[0])
+    assert first["argv"] and first["torch"] and first["device"] and len(first["sha256"]) == 64
+    assert first["processor"].endswith(f", {torch.get_num_threads()} threads")
+    assert not list(tmp_path.rglob("*.resume.pt")) and not list(tmp_path.rglob("*.tmp"))
+    assert "| my own/vibcreg-warp+gauss/seed1 |" in done.stdout and "fid_recon" in done.stdout
+    assert "is_real" in done.stdout
+    before = {
+        p: p.stat().st_mtime_ns for p in run.rglob("*.*") if p.name not in ("config.json", ".lock")
+    }
+    command(
+        ncvqvae,
+        run,
+        "--dataset",
+        words[0],
+        "--method",
+        "vibcreg",
+        "--augmentation",
+        "warp+gauss",
+        *TINY,
+        "--stages",
+        "1",
+    )  # less is asked: nothing is lost
+    command(prior, "train", run)
+    command(evaluate, "run", run)
+    assert capsys.readouterr().err.count("finished before") == 2
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    own_data(folder, length=33, name="my own.npz")  # new data, old results
+    new = shell(*words, cwd=tmp_path)
+    assert new.returncode == 1 and "stage1.pt: made with sha256" in new.stderr
+    assert "1 of 1 runs failed" in new.stderr
 
 
-@pytest.mark.parametrize(
-    "text,message",
-    [
-        (",label,0,1\n0,a,1,2\n", "row 1: its first column has no name: an index"),
-        ('"","V1","V2"\n"1",1,2\n', "row 1: its first column has no name: an index"),
-        ("1;0,5;0,7\n", "row 1: semicolons; .csv has commas, and points"),
-        ("1,0,NA\n", "row 1: value 2 is missing"),
-    ],
-)
-def test_what_other_programs_write_is_refused_by_its_reason(tmp_path, text, message):
-    (tmp_path / "x.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        data.read_split(tmp_path / "x.csv")
-
-
-def test_what_other_programs_write_is_read(tmp_path, capsys):
-    (tmp_path / "x.csv").write_text("#1,1,2\n#2,3,4\n")  # labels, no comments
-    assert data.read_split(tmp_path / "x.csv")[1] == ["#1", "#2"]
-    (tmp_path / "x.txt").write_text("# label x\n1.0e+00 1 2\n2.0e+00 3 4\n")  # numpy.savetxt
-    x, labels = data.read_split(tmp_path / "x.txt")
-    assert x.tolist() == [[1, 2], [3, 4]] and labels == ["1.0e+00", "2.0e+00"]
-    arff = "@relation X\n@attribute a numeric\n@data\n1,2,a\n"
-    (tmp_path / "x.ts").write_text(arff)
-    with pytest.raises(InputError, match="x.ts: an .arff file"):
-        data.read_split(tmp_path / "x.ts")
-    series = np.random.default_rng(0).standard_normal((6, 12))
-    own = npz(tmp_path / "own.npz", X_train=series[..., None], X_test=series[..., None])
-    assert data.load_dataset(own).length == 12  # channels last
-    low = npz(tmp_path / "low.npz", x_train=series, X_test=series)
-    with pytest.raises(InputError, match=r"has \['x_train', 'X_test'\], needs"):
-        data.load_dataset(low)
-    with pytest.raises(
-        InputError, match=f"x.ts: own data are an .npz, or a folder: give {tmp_path}"
-    ):
-        data.load_dataset(str(tmp_path / "x.ts"))
-    series[2, 3] = 1e20  # a masked array's
-    data.load_dataset(npz(tmp_path / "masked.npz", X_train=series, X_test=series[:2]))
-    said = capsys.readouterr().err
-    assert said.count("WARNING") == 1 and "series 3 has a value of 1e+20" in said
-
-
-def test_labels_of_one_split_alone_are_refused_and_words_are_found_as_they_are(tmp_path):
-    x = "0,1,2,3,4,5,6,7"
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "mine_TRAIN.csv").write_text(f"01,{x}\n02,{x[::-1]}\nA,{x}\n")
-    (folder / "mine_TEST.csv").write_text(f"01,{x}\nA,{x}\n")
-    assert data.load_dataset(str(folder)).label("01") == 0
-    (folder / "mine_TEST.csv").write_text(f"a,b,c,d,e,f,g,h\n{x}\n{x}\n")
-    with pytest.raises(InputError, match="mine: one split has labels, the other has none"):
-        data.load_dataset(str(folder))
-
-
-def test_numbers_that_mislead_are_a_warning(tmp_path, capsys):
-    def said(**changes):
-        x = np.random.default_rng(0).standard_normal((20, 30))
-        y = np.arange(20) % 2
-        for row, value in changes.get("x", {}).items():
-            x[row] = x[row] * value if changes.get("scale") else np.where(x[row] > 2, value, x[row])
-        d = data.load_dataset(
-            npz(
-                tmp_path / "own.npz",
-                X_train=x,
-                y_train=changes.get("y", y),
-                X_test=x,
-                y_test=changes.get("y", y),
-            )
-        )
-        return capsys.readouterr().err, d
-
-    assert said()[0] == ""
-    assert "as many classes as train series, 20: is" in said(y=np.arange(20))[0]
-    missing, _ = said(x=dict.fromkeys(range(20), -9999.0))
-    assert re.search("own.npz, train, series .* has a value of -9999 where nine of ten", missing)
-    small, _ = said(x=dict.fromkeys(range(0, 20, 2), 1000.0), scale=True)
-    assert "series 2 and 9 others vary 500 times less" in small
-
-
-def test_no_complete_set_of_the_thesis_is_warned_of(capsys):
-    found = [
-        n
-        for n in data.THESIS_SETS
-        if None not in data.find_splits(n, os.environ.get("UCR_DIR") or HERE / "datasets")
-    ]
-    if not found:
-        pytest.skip("no data")
-    for name in found:
-        data.load_dataset(name)
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    "y,message",
-    [
-        (np.array([1.0, np.nan, 2.0]), "train, series 2 has label 'nan'"),
-        (np.array([b"a", b"\xe9", b"b"]), "own.npz, y_train: .*decode"),
-        (
-            np.array(["a", None, "b"], dtype=object),
-            r"own.npz, y_train: an object array; save y_train",
-        ),
-    ],
-)
-def test_labels_are_read_one_way_everywhere(tmp_path, y, message):
-    x = np.ones((3, 9)) * np.arange(9)
-    with pytest.raises(InputError, match=message) as error:
-        data.load_dataset(
-            npz(tmp_path / "own.npz", X_train=x, X_test=x, y_train=y, y_test=np.array([1, 2, 1]))
-        )
-    assert "\n" not in str(error.value)
-
-
-def test_arrays_that_are_not_asked_for_are_not_read(tmp_path):
-    x, y = np.ones((4, 9)) * np.arange(9), np.array(["a", "b"] * 2)
-    notes = np.array([{"by": "me"}], dtype=object)
-    own = npz(tmp_path / "own.npz", X_train=x, y_train=y, X_test=x, y_test=y, notes=notes)
-    assert data.load_dataset(own).classes == ["a", "b"]
-
-
-def test_paths_are_looked_up_before_anything_runs_and_kept(tmp_path, monkeypatch):
-    own_data(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(InputError, match="typo.npz: no such file"):
-        command(data, "naive", "none", "1", "--datasets", "own.npz", "typo.npz")
-    with pytest.raises(InputError, match="mine: no such file, or no folder with mine_TRAIN.csv"):
-        command(data, "naive", "none", "1", "--datasets", "own.npz", "./mine")
-    command(data, "naive", "none", "1", "--datasets", "own.npz", "~/own.npz", "toy")
-    command(ncvqvae, tmp_path / "r", "--dataset", "own.npz", "--stage1-steps", 1, "--width", 8)
-    config = data.read_config(tmp_path / "r")
-    assert config.dataset == str(tmp_path.resolve() / "own.npz")  # from any folder
-    monkeypatch.setenv("UCR_DIR", "~/ucr")
-    write_ucr(tmp_path / "ucr")
-    assert data.load_dataset("Tiny").length == 9
-
-
-def test_settings_that_came_later_have_their_default_and_gone_ones_are_named(tmp_path):
-    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
-    config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
-    m = run_all(run, config)
-    for file in ("stage1.pt", "stage2.pt"):
-        checkpoint = data.load_checkpoint(run / file)
-        del checkpoint["identity"]["latent_width_high"]
-        torch.save(checkpoint, run / file)
-    fields = data.read_json(run / "config.json")
-    del fields["latent_width_high"], fields["steps_per_class"]
-    data.write_json(run / "config.json", fields)
-    assert data.read_config(run) == config
-    assert evaluate.evaluate_run(run)["cas"] == m["cas"]
-    with pytest.raises(InputError, match="latent_width_high = 32, this run has 16"):
-        ncvqvae.train_stage1(run, dataclasses.replace(config, latent_width_high=16))
-    data.write_json(run / "config.json", fields | dict(annealing=3))
-    with pytest.raises(InputError, match="config.json: has a setting annealing, which is gone"):
-        data.read_config(run)
-    checkpoint["identity"]["annealing"] = 3
-    torch.save(checkpoint, run / "stage2.pt")
-    data.write_json(run / "config.json", fields)
-    with pytest.raises(InputError, match="stage2.pt: has a setting annealing, which is gone"):
-        prior.load_stage2(run)
-
-
-def test_samples_of_all_classes_and_files_that_are_not_ours(tmp_path, capsys, no_figures):
-    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
-    run_all(run, tiny_config(stage1_steps=1, stage2_steps=1, dataset=own, stages=2))
-    out = tmp_path / "x.npz"
-    for _ in range(2):  # over a file of ours
-        command(prior, "sample", run, "--n", 8, "--class", "all", "--out", out)
-    with np.load(out) as s:  # 6, 6, 12 of 24
-        assert sorted(s["y"]) == ["down"] * 2 + ["flat"] * 2 + ["up"] * 4
-    before = Path(own).read_bytes()
-    for module, words in ((prior, ("sample", run)), (ncvqvae, ("encode", run, out))):
-        with pytest.raises(InputError, match="own.npz: is there and is no file of ours"):
-            command(module, *words, "--out", own)
-    assert Path(own).read_bytes() == before
-
-    command(ncvqvae, "encode", run, out, "--out", tmp_path / "tokens.npz")
-    model, checkpoint = ncvqvae.load_stage1(run)
-    d = data.Dataset(**checkpoint["data"])
-    with np.load(out) as s, np.load(tmp_path / "tokens.npz") as t:
-        x = d.standardise(s["X"][:, 0])
-        assert np.array_equal(t["tokens"], model.tokens(x))
-        z_q = model.codebook()[torch.from_numpy(t["tokens"])].mean(1)
-        np.testing.assert_allclose(t["z_q"], z_q, atol=1e-5)
-        x_hat = d.to_original(model.series(torch.from_numpy(t["tokens"])))
-        np.testing.assert_allclose(t["X_hat"][:, 0], x_hat, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "arrays,message",
-    [
-        (dict(X=np.full((3, 31), np.nan)), "X: series 1 holds NaN, inf"),
-        (
-            dict(X=np.r_[np.ones((2, 31)), np.full((1, 31), 1e12)]),
-            "X: series 3 holds NaN, inf, or a",
-        ),
-        (dict(X=np.ones((3, 30))), "X: length 30, own has 31"),
-        (dict(X=np.ones((1, 31))), "1 series;"),
-        (dict(X=np.ones((3, 2, 31))), "2 channels"),
-        (dict(Y=np.ones((3, 31))), r"has \['Y'\], needs \['X'\]"),
-        (dict(X=np.ones((3, 31)), y=["up"]), r"y: \(1,\), expected \(3,\)"),
-        (dict(X=np.ones((2, 31)), y=[b"up", b"side"]), "class side: own has down"),
-    ],
-)
-def test_a_peers_samples_are_refused_by_what_is_wrong_with_them(tmp_path, arrays, message):
-    own = own_data(tmp_path)
-    with pytest.raises(InputError, match=message):
-        command(evaluate, "samples", npz(tmp_path / "peer.npz", **arrays), "--dataset", own)
-
-
-def test_an_npy_is_no_npz_and_says_so(tmp_path):
-    np.save(tmp_path / "gen.npy", np.ones((3, 31)))
-    with pytest.raises(InputError, match="gen.npy: no .npz, or a cut one; np.savez"):
-        command(evaluate, "samples", tmp_path / "gen.npy", "--dataset", own_data(tmp_path))
-
-
-def test_compare_leaves_out_a_run_that_is_not_finished(tmp_path, capsys):
+def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
     run = tmp_path / "own/naive-none/seed1"
-    data.write_json(run / "metrics.json", dict.fromkeys(evaluate.METRICS))
-    command(evaluate, "compare", tmp_path / "own/naive-none/seed2", run)
-    said = capsys.readouterr()
-    assert "seed2: no metrics.json, not finished: left out" in said.err
-    assert len(said.out.splitlines()) == 3 and "own/naive-none/seed1" in said.out
+    m = run_all(
+        run, tiny_config(stage1_steps=3, stage2_steps=3, dataset=own_data(tmp_path, labels=False))
+    )
+    assert {k for k in evaluate.METRICS if m[k] is None} == {
+        "knn",
+        "svm",
+        "fid",
+        "fid_floor",
+        "fid_recon",
+        "is",
+        "is_real",
+        "cas",
+        "cas_real",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "fcn_accuracy",
+    }
+    with np.load(run / "samples.npz") as s:
+        assert s.files == ["X"] and s["X"].shape == (16, 1, 31)
 
 
-def test_waiting_for_the_classifier_is_said(tmp_path):
-    code = """if True:
-        import sys
-        sys.path.insert(0, sys.argv[1])
-        import data
-        with data.hold(sys.argv[2], wait=True):
-            print("mine")"""
-    with data.hold(tmp_path):
-        other = subprocess.Popen(
-            [sys.executable, "-c", code, str(HERE), str(tmp_path)],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        line = other.stderr.readline()
-    assert "waiting for the process that works on it" in line
-    assert other.communicate(timeout=60)[0] == "mine\n"
+def test_three_test_series_a_lone_last_batch_and_a_constant_series(tmp_path):
+    x = np.random.default_rng(0).standard_normal((12, 20)).cumsum(1)
+    x[4] = 1.5
+    own = npz(
+        tmp_path / "few.npz",
+        X_train=x[:9],
+        y_train=np.arange(9) % 2,
+        X_test=x[9:],
+        y_test=np.array([0, 1, 0]),
+    )
+    run = tmp_path / "few/barlow-gauss/seed1"
+    m = run_all(
+        run,
+        tiny_config(
+            stage1_epochs=2,
+            stage2_epochs=2,
+            stage2_batch=8,
+            fcn_batch=8,
+            dataset=own,
+            method="barlow",
+            augmentation="gauss",
+            validate_epochs=1,
+        ),
+    )
+    assert m["n_test"] == 3
+    assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
+    steps = [r for r in data.read_log(run) if "step" in r]
+    assert max(r["step"] for r in steps if r["stage"] == "stage1") == 2  # 8 of 9 series, twice
 
 
-def test_without_locks_of_the_system_a_run_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "fcntl", None)  # Windows
-    with data.hold(tmp_path):
-        assert "no lock; start no second process on it" in capsys.readouterr().err
+def test_bands_and_views_compose_through_all_stages(tmp_path):
+    run = tmp_path / "own/vibcreg-slice/seed1"
+    config = tiny_config(
+        dataset=own_data(tmp_path),
+        method="vibcreg",
+        augmentation="slice",
+        bands=2,
+        views=2,
+        stage1_steps=4,
+        stage2_steps=4,
+        token_temperature=1.0,
+    )
+    m = run_all(run, config)
+    assert all(m[k] is not None and math.isfinite(m[k]) for k in evaluate.METRICS)
+    model = ncvqvae.load_stage1(run)[0]
+    d = data.load_dataset(config.dataset)
+    # a sample: no series twice
+    floor = d.x_train[np.random.default_rng(0).choice(24, 16, replace=False)]
+    fcn, *_ = evaluate.dataset_fcn(tmp_path / "own", d, evaluate.fcn_config(config, d))
+    real, real_train = (evaluate.classify(fcn, x)[0] for x in (d.x_test, floor))
+    assert m["fid_floor"] == pytest.approx(slow_fid(real_train, real), rel=1e-3, abs=1e-4)
+    test = ncvqvae.encode_split(model, d.x_test)
+    assert test["pooled"].shape == (16, 32)
+    assert m["codes_used"] == len(test["tokens"].unique()) > len((test["tokens"] % 32).unique())
+    with pytest.raises(InputError, match="stage1.pt: made with bands = 2, this run has 1"):
+        ncvqvae.train_stage1(run, dataclasses.replace(config, bands=1))
+    command(prior, "sample", run, "--n", 3, "--out", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["X"].shape == (3, 1, 31)
+
+
+def test_dry_run_prints_the_product_with_naive_once_per_seed(tmp_path):
+    done = shell(
+        "Symbols,FordA",
+        "naive,barlow",
+        "warp,slice",
+        "1,2",
+        "--stage1-epochs",
+        "3",
+        "--dry-run",
+        cwd=tmp_path,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 2 * 2 * 3 and len(set(lines)) == len(lines)
+    assert all("--stage1-epochs 3" in line for line in lines) and not (tmp_path / "runs").exists()
 
 
 def test_printed_jobs_name_all_that_the_shell_had(tmp_path):
@@ -3136,21 +2522,7 @@ def test_printed_jobs_name_all_that_the_shell_had(tmp_path):
         assert done.returncode == 2 and "run it as bash run.sh" in done.stderr
 
 
-@pytest.mark.parametrize("how", ["autocast", "bf16"])
-def test_copied_pieces_stand_half_precision(how):
-    """What others copy under autocast or feed with bf16: float32 inside."""
-    torch.manual_seed(0)
-    q, z = ncvqvae.VectorQuantizer(5, 8), draw(2, 8, 5, 4, dtype=torch.float32)
-    twin = copy.deepcopy(q)
-    expected = q(z.bfloat16().float())
-    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        found = twin(z.bfloat16())
-    assert torch.equal(found[0], expected[0]) and torch.equal(twin.codebook, q.codebook)
-    for loss in (ncvqvae.barlow_twins_loss, ncvqvae.vibcreg_loss):
-        constant = torch.ones(6, 8, dtype=torch.bfloat16)
-        assert loss(constant, constant).isfinite()
-        with pytest.raises(ValueError, match="at least 2 rows"):
-            loss(constant[:1], constant[:1])
+# ---- README.md ----
 
 
 def test_the_readmes_lines_that_fill_a_gap(tmp_path, no_figures):
@@ -3184,593 +2556,6 @@ def test_every_equation_of_the_readme_is_where_it_says():
     assert set(found) == set(map(str, wanted)) and all(found.values()), found
 
 
-# ---- faults ----
-
-# Forks a process for each command, as one that has imported everything: imports take longer than a
-# tiny stage. It dies by kill -9 in front of the n-th rename of a finished file: log, config, one
-# resume file per step (SECONDS < 0), checkpoint, metrics, figures. n = 0 never dies and draws none.
-DRIVER = """
-import importlib, json, math, os, sys, time, traceback
-sys.path.insert(0, sys.argv[1])
-import data, evaluate, ncvqvae, prior
-data.torch.optim.AdamW([data.torch.zeros(1)])  # a third of torch is imported here
-data.Training.SECONDS = -1
-
-def run(moment, command, cwd, _):
-    calls, replace = [0], os.replace
-    def dying_replace(a, b):
-        calls[0] += 1
-        if calls[0] == moment:
-            os.kill(os.getpid(), 9)
-        replace(a, b)
-    os.replace = dying_replace
-    if moment == 0:
-        evaluate.draw_figures = lambda *inputs: None
-    os.chdir(cwd)
-    os.environ["OUT"] = cwd
-    for number, name in (1, "stdout"), (2, "stderr"):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = command
-    try:
-        data.run_command(importlib.import_module(command[0][:-3]).main)
-    except SystemExit as stop:
-        print(stop.code, file=sys.stderr)
-        return 1
-    return 0
-
-for line in sys.stdin:
-    request = json.loads(line)
-    child, seconds = os.fork(), request[-1]
-    if not child:
-        code = 1
-        try:
-            code = run(*request)
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    end = time.time() + (seconds or math.inf)
-    while not (done := os.waitpid(child, os.WNOHANG))[0]:
-        time.sleep(0.01)
-        if time.time() > end:
-            os.kill(child, 9)
-    print(os.waitstatus_to_exitcode(done[1]), flush=True)
-"""
-
-
-@functools.cache
-def driver():
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu"}
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(HERE)],
-        env=env,
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )  # ends with its stdin
-
-
-def drive(moment, command, cwd, timeout=None):
-    """A command in a process of its own, killed at a moment or after `timeout` seconds."""
-    print(json.dumps([moment, command, str(cwd), timeout]), file=driver().stdin, flush=True)
-    code = int(driver().stdout.readline())
-    return subprocess.CompletedProcess(
-        command, code, *((Path(cwd) / name).read_text() for name in ("stdout", "stderr"))
-    )
-
-
-def stages(folder):
-    run = str(folder / "own/vibcreg-slice/seed1")
-    flags = [
-        "--dataset",
-        str(folder / "own.npz"),
-        "--method",
-        "vibcreg",
-        "--augmentation",
-        "slice",
-        "--optimizer",
-        "muon",
-        *TINY,
-    ]
-    return [["ncvqvae.py", run, *flags], ["prior.py", "train", run], ["evaluate.py", "run", run]]
-
-
-def outcome(folder):
-    """All a run computes: tensors of checkpoints, metrics without seconds, samples, the log."""
-    run = folder / "own/vibcreg-slice/seed1"
-    tensors = {
-        f"{s} {k}": v
-        for s in ("stage1", "stage2")
-        for k, v in torch.load(run / f"{s}.pt", weights_only=True)["state"].items()
-    }
-    metrics = {
-        k: v
-        for k, v in json.loads((run / "metrics.json").read_text()).items()
-        if k in evaluate.METRICS and "seconds" not in k
-    }
-    with np.load(run / "samples.npz") as file:
-        return tensors, metrics, file["X"], [r for r in data.read_log(run) if "step" in r]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    own_data(folder)
-    for command in stages(folder):
-        done = drive(0, command, folder)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-def assert_ends_as(uninterrupted, folder):
-    ours, theirs = outcome(folder), outcome(uninterrupted)
-    assert all(torch.equal(v, theirs[0][k]) for k, v in ours[0].items()) and ours[1] == theirs[1]
-    # no step is logged twice or lost
-    assert np.array_equal(ours[2], theirs[2]) and ours[3] == theirs[3]
-    assert not list(folder.rglob("*.resume.pt"))
-
-
-@pytest.mark.parametrize(
-    "moments",
-    [
-        (5, 6, 12),
-        *(
-            pytest.param(m, marks=pytest.mark.slow)
-            for m in ((1, 1, 1), (2, 3, 2), (3, 4, 5), (8, 8, 9), (9, 2, 15))
-        ),
-    ],
-)
-def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, moments):
-    own_data(tmp_path)
-    # 3 batches an epoch: in the midst of one
-    for moment, command in zip(moments, stages(tmp_path), strict=True):
-        assert drive(moment, command, tmp_path).returncode == -9
-        done = drive(0, command, tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert_ends_as(uninterrupted, tmp_path)
-
-
-def test_an_interrupted_training_takes_no_step_twice(tmp_path, monkeypatch):
-    """Nor a second of them off the count. Started over, it would end the same."""
-    run, taken, stop, update = tmp_path / "own/r/s", [], [0], data.Training.step_done
-    config = tiny_config(
-        dataset=own_data(tmp_path), stage1_steps=5, stage2_steps=5, fcn_steps=5, cas_epochs=5
-    )
-    d = data.load_dataset(config.dataset)
-
-    def interrupted(self, loss, **terms):
-        if self.step == stop[0]:
-            raise KeyboardInterrupt
-        taken.append(self.step)
-        update(self, loss, **terms)
-
-    monkeypatch.setattr(data.Training, "step_done", interrupted)
-    monkeypatch.setattr(data.Training, "SECONDS", -1)  # a resume file a step
-    for name, file, train in (
-        ("stage1", "stage1.pt", lambda: ncvqvae.train_stage1(run, config)),
-        ("stage2", "stage2.pt", lambda: prior.train_stage2(run, config)),
-        ("fcn-*", "../../fcn-*.pt", lambda: evaluate.dataset_fcn(tmp_path / "own", d, config)),
-        (
-            "cas",
-            None,
-            lambda: evaluate.classification_accuracy_score(d.x_train, d.y_train, d, config, run),
-        ),
-    ):
-        taken.clear()
-        stop[0] = 3
-        with pytest.raises(KeyboardInterrupt):
-            train()
-        (resume,) = (tmp_path / "own").rglob(f"{name}.resume.pt")
-        saved = data.load_checkpoint(resume)
-        torch.save(saved | dict(seconds=saved["seconds"] + 1000), resume)
-        stop[0] = None
-        train()
-        assert taken == [0, 1, 2, 3, 4], name
-        if file:
-            (path,) = run.glob(file)
-            assert 1000 < data.load_checkpoint(path)["seconds"] < 2000
-
-
-def test_no_draw_of_training_comes_from_the_global_generator(tmp_path, monkeypatch):
-    """Which a resumed run would find in another state."""
-    update, states = data.Training.step_done, []
-    config = tiny_config(
-        dataset=own_data(tmp_path),
-        method="barlow",
-        augmentation="warp+phase",
-        views=2,
-        bands=2,
-        stage1_steps=3,
-        stage2_steps=3,
-        token_temperature=1.0,
-    )
-    for disturbance in (0, 3):
-
-        def disturbed(*inputs, disturbance=disturbance, **terms):
-            update(*inputs, **terms)
-            torch.rand(disturbance)
-
-        monkeypatch.setattr(data.Training, "step_done", disturbed)
-        run = tmp_path / str(disturbance)
-        models = ncvqvae.train_stage1(run, config), prior.train_stage2(run, config)
-        states.append({**models[0].state_dict(), **models[1].state_dict()})
-    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_killed_at_random_times_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, seed):
-    own_data(tmp_path)
-    chance = random.Random(seed)
-    for command in stages(tmp_path):
-        drive(0, command, tmp_path, timeout=chance.uniform(0.1, 4))  # it may have ended before
-        done = drive(0, command, tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert_ends_as(uninterrupted, tmp_path)
-
-
-def one_line(done, *words):
-    """A command that was refused: exit code 1, one line, no traceback, which holds the words."""
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
-
-
-def test_folders_and_files_that_cannot_be_used_are_one_line(tmp_path):
-    own_data(tmp_path)
-    stage1, stage2, scores = stages(tmp_path)
-    run = Path(stage1[1])
-    run.mkdir(parents=True)
-    for content in ("[]", "null", "3", "{", '{"dataset": "x", "nonsense": 1}', '{"seed": "one"}'):
-        (run / "config.json").write_text(content)
-        one_line(drive(0, stage2, tmp_path), "config.json: ")
-    (run / "config.json").unlink()
-    one_line(drive(0, scores, tmp_path), "config.json")
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file/below", "/proc/runs"):
-        one_line(
-            drive(0, [stage1[0], str(folder), *stage1[2:]], tmp_path),
-            str(folder),
-            "cannot be read or written",
-        )
-    full = subprocess.run(
-        [
-            "bash",
-            "-c",
-            'ulimit -f 0; exec "$@"',
-            "x",
-            sys.executable,
-            str(HERE / "ncvqvae.py"),
-            *stage1[1:],
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "DEVICE": "cpu"},
-    )
-    one_line(full)
-    # the latter: torch 2.9
-    assert re.search("log.jsonl: cannot be written|disk: .*temporary directory", full.stderr)
-    assert not [p for p in run.iterdir() if p.name != ".lock"]
-
-
-def test_a_full_disk_leaves_the_last_good_file(tmp_path):
-    path = tmp_path / "good.pt"
-    data.write_atomic(path, lambda f: torch.save({"a": torch.ones(3)}, f))
-    code = """if True:
-        import sys, resource, signal
-        sys.path.insert(0, sys.argv[1])
-        import data, torch
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
-        big = {"a": torch.ones(10**6)}
-        data.run_command(lambda: data.write_atomic(sys.argv[2], lambda f: torch.save(big, f)))"""
-    one_line(
-        subprocess.run(
-            [sys.executable, "-c", code, str(HERE), str(path)], capture_output=True, text=True
-        ),
-        "cannot be written",
-    )
-    assert torch.equal(data.load_checkpoint(path)["a"], torch.ones(3))
-    assert [p.name for p in tmp_path.iterdir()] == ["good.pt"]
-
-
-class Evil:
-    def __reduce__(self):
-        return (os.system, ("touch evil_was_here",))
-
-
-def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "stage1.pt"
-    torch.save({"identity": Evil()}, path)
-    evil = path.read_bytes()
-    torch.save({"a": torch.ones(1000)}, path)
-    cut = path.read_bytes()[:1500]
-    torch.save(torch.ones(3), path)
-    tensor = path.read_bytes()
-    torch.save({"identity": {}, "state": {}, "data": {"length": 40}}, path)
-
-    def resume():
-        return linear_training(tmp_path, torch.nn.Linear(1, 1))
-
-    for content in (evil, cut, tensor, path.read_bytes(), b"", b"text"):
-        for name, load in (
-            ("stage1.pt", lambda: ncvqvae.load_stage1(tmp_path)),
-            ("stage1.resume.pt", resume),
-        ):
-            (tmp_path / name).write_bytes(content)
-            with pytest.raises(InputError, match=f"{name}: .*(remove it|made with)") as error:
-                load()
-            assert "\n" not in str(error.value)
-    assert not (tmp_path / "evil_was_here").exists()
-
-
-def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, no_figures):
-    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
-    config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
-    m = run_all(run, config)
-    with pytest.raises(
-        InputError, match="stage1.pt: made with stage1_lr = 0.001, this run has 0.1"
-    ):
-        ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1))
-    assert data.read_config(run) == config
-    ncvqvae.train_stage1(run, dataclasses.replace(config, stage2_lr=0.1))
-    with pytest.raises(
-        InputError, match="stage2.pt: made with stage2_lr = 0.001, this run has 0.1"
-    ):
-        prior.train_stage2(run)
-    ncvqvae.train_stage1(run, dataclasses.replace(config, cas_epochs=2))
-    prior.train_stage2(run)
-    with pytest.raises(InputError, match="metrics.json: made with cas_epochs = 1, this run has 2"):
-        evaluate.evaluate_run(run)
-    ncvqvae.train_stage1(run, dataclasses.replace(config, validate_epochs=3, stages=1))
-    again = evaluate.evaluate_run(run)["cas"]
-    assert again == m["cas"] == data.read_json(run / "metrics.json")["cas"]
-    ncvqvae.train_stage1(run, config)
-    own_data(tmp_path, length=33)  # the file changes under the run
-    for again in (
-        lambda: ncvqvae.train_stage1(run, config),
-        lambda: prior.train_stage2(run),
-        lambda: evaluate.evaluate_run(run),
-    ):
-        with pytest.raises(InputError, match="stage1.pt: made with sha256"):
-            again()
-    stopped = tmp_path / "stopped/own/naive-none/seed1"  # more is asked than was measured
-    assert run_all(stopped, dataclasses.replace(config, stages=1, dataset=own))["cas"] is None
-    ncvqvae.train_stage1(stopped, config)
-    assert evaluate.evaluate_run(stopped)["cas"] is not None
-    with pytest.raises(InputError, match="stage2.pt: not there"):
-        (run / "stage2.pt").unlink()
-        prior.load_stage2(run)
-
-
-def test_moved_data_is_the_same_data_and_weights_that_are_not_finite_are_refused(tmp_path):
-    run, config = tmp_path / "r", tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
-    ncvqvae.train_stage1(run, config)
-    before = (run / "stage1.pt").stat().st_mtime_ns
-    (tmp_path / "own.npz").rename(tmp_path / "moved.npz")
-    config = dataclasses.replace(config, dataset=str(tmp_path / "moved.npz"))
-    ncvqvae.train_stage1(run, config)
-    assert (run / "stage1.pt").stat().st_mtime_ns == before and data.read_config(run) == config
-    checkpoint = data.load_checkpoint(run / "stage1.pt")
-    checkpoint["state"]["bands.0.quantizer.sums"][3, 1] = math.nan
-    torch.save(checkpoint, run / "stage1.pt")
-    with pytest.raises(InputError, match="stage1.pt: cannot be used .weights not finite"):
-        ncvqvae.load_stage1(run)
-
-
-def test_a_torch_without_muon_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(SystemExit, match="is too old: 2.9 or later is needed"):
-        data.run_command(lambda: (tmp_path / "ran").touch())
-    assert not (tmp_path / "ran").exists()
-    old = tmp_path / "torch-2.8.1.dist-info"  # which run.sh asks for its version
-    old.mkdir()
-    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.8.1\n")
-    python = tmp_path / "python"  # which gets as far as making a .venv
-    python.write_text(f'#!/bin/sh\n[ "$2" = venv ] && exit 3\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    (tmp_path / "run.sh").write_text((HERE / "run.sh").read_text())
-    done = subprocess.run(
-        ["bash", tmp_path / "run.sh", "toy"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHON": str(python), "PYTHONPATH": str(tmp_path)},
-    )
-    assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == (
-        "run.sh: torch 2.8.1, older than 2.9: installing requirements.txt into .venv\n"
-    )
-
-
-def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys):
-    def allocate():
-        torch.empty(10**15)
-
-    for main in (allocate, lambda: np.empty(10**15)):
-        with pytest.raises(
-            SystemExit, match="(memory|MemoryError: ).*; make a batch or a width smaller"
-        ):
-            data.run_command(main)
-    with pytest.raises(RuntimeError, match="bug"):  # ours stay visible
-        data.run_command(lambda: (_ for _ in ()).throw(RuntimeError("bug")))
-    for device in ("meta", "foo", "mps", "cuda:7"):
-        monkeypatch.setenv("DEVICE", device)
-        with pytest.raises(InputError, match=f"DEVICE={device}: cannot be used"):
-            data.pick_device()
-    monkeypatch.setattr(
-        data.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(38, "no flock"))
-    )
-    with data.hold(tmp_path):  # some network file systems
-        assert "no lock; start no second process on it" in capsys.readouterr().err
-
-
-def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, no_figures):
-    """One run, scored with one field changed at a time: which metrics move; no other does."""
-    own = own_data(tmp_path, n_test=40)
-    base = tiny_config(
-        dataset=own,
-        stage1_steps=3,
-        stage2_steps=20,
-        fcn_epochs=2,
-        cas_epochs=1,
-        decode_steps=3,
-        fcn_batch=20,
-    )
-    run_all(tmp_path / "a/own/r/s", base)
-    m = data.read_json(tmp_path / "a/own/r/s/metrics.json")
-    near = {"precision", "recall", "density", "coverage"}
-    samples = {"fid", "is", "cas", "nn_ratio"} | near
-    of_fcn = {"fid", "fid_floor", "fid_recon", "is", "is_real", "fcn_accuracy"} | near
-    both = of_fcn | {"cas", "cas_real"}
-    moves = {
-        "decode_steps": (1, samples),
-        "choice_temperature": (0.0, samples),
-        "guidance": (3.0, {"cas"}),
-        "fcn_epochs": (1, of_fcn),
-        "fcn_steps": (7, of_fcn),
-        "cas_epochs": (2, {"cas", "cas_real"}),
-        "cas_steps": (23, {"cas", "cas_real"}),
-        "steps_per_class": (9, set()),
-        "fcn_batch": (24, both),  # the former: epochs decide
-        "fcn_lr": (1e-2, both),
-        "fcn_weight_decay": (9.0, both),
-    }
-    names = [f.name for f in dataclasses.fields(Config)]
-    # those two: tests of their own
-    assert {*names[names.index("stages") :]} == {*moves, "stages", "validate_epochs"}
-    for name, (value, expected) in moves.items():
-        run = tmp_path / f"{name}/own/r/s"
-        run.mkdir(parents=True)
-        for file in ("stage1.pt", "stage2.pt"):
-            (run / file).write_bytes((tmp_path / "a/own/r/s" / file).read_bytes())
-        new = evaluate.evaluate_run(run, dataclasses.replace(base, **{name: value}))
-        moved = {k for k in evaluate.METRICS if "seconds" not in k and new[k] != m[k]}
-        # what is counted may stay by chance
-        counted = {"fcn_accuracy", "cas", "cas_real"} | near
-        assert expected - counted <= moved <= expected, (name, moved)
-        steps = {
-            r["stage"]: r["step"]
-            for r in data.read_log(run)
-            if r.get("stage") == "cas" and "step" in r
-        }
-        assert steps == {"cas": {"cas_epochs": 100, "cas_steps": 23, "fcn_batch": 42}.get(name, 50)}
-        before, after = (
-            np.load(folder / "samples.npz")["X"] for folder in (tmp_path / "a/own/r/s", run)
-        )
-        same = np.array_equal(before, after)
-        assert same == (name not in ("decode_steps", "choice_temperature", "guidance")), name
-
-
-def test_classifiers_take_more_steps_where_there_are_many_classes():
-    def of(n_classes, n=301):
-        x = torch.zeros(n, 8)
-        return data.Dataset("x", 8, 0.0, 1.0, list(range(n_classes)), True, "", x, None, x, None)
-
-    config = Config(fcn_steps=600, cas_steps=500, steps_per_class=20, seed=7)
-    for n_classes, fcn_steps, cas_steps in ((2, 600, 500), (60, 1200, 1200)):
-        fcn = evaluate.fcn_config(config, of(n_classes))
-        cas = evaluate.cas_config(config, of(n_classes), 999)
-        assert (fcn.fcn_steps, fcn.seed, cas.fcn_steps, cas.seed) == (fcn_steps, 0, cas_steps, 7)
-    config = Config(fcn_epochs=3, cas_epochs=5, fcn_batch=100, steps_per_class=20)
-    assert evaluate.fcn_config(config, of(60)).fcn_steps == 3 * 3  # a last batch of one is left
-    assert evaluate.cas_config(config, of(60), 402).fcn_steps == 5 * 5
-    for preset in ("fast", "best", "toy"):  # CAS and what it can reach: one training
-        config = Config(**data.PRESETS[preset], precision="bf16", seed=0)
-        for n_classes in (2, 60):
-            set_ = of(n_classes)
-            assert evaluate.fcn_config(config, set_) == evaluate.cas_config(config, set_, 9)
-
-
-def test_a_classifier_of_other_epochs_is_another_file(tmp_path):
-    d = data.load_dataset(own_data(tmp_path))
-    for epochs in (1, 2, 1):
-        evaluate.dataset_fcn(tmp_path / "own", d, tiny_config(fcn_epochs=epochs))
-    assert len(list((tmp_path / "own").glob("fcn-*.pt"))) == 2
-
-
-def test_a_second_process_on_a_run_folder_is_refused(tmp_path):
-    own_data(tmp_path)
-    stage1, stage2, scores = stages(tmp_path)
-    with data.hold(stage1[1]):
-        one_line(drive(0, stage1, tmp_path), "another process works on it")
-    assert drive(0, stage1, tmp_path).returncode == 0
-    with data.hold(stage1[1]):
-        for command in (stage1, stage2, scores):
-            one_line(drive(0, command, tmp_path), "another process works on it")
-
-
-def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
-    own = own_data(tmp_path)
-    with pytest.raises(
-        InputError,
-        match=r"not finite at step \d+: .*before: step .*goes on from the last "
-        r"saved step; if it stops at the same step again, try a smaller",
-    ):
-        ncvqvae.train_stage1(
-            tmp_path / "nan",
-            tiny_config(stage1_steps=30, stage1_lr=1e3, stage1_weight_decay=10, dataset=own),
-        )
-    # after the last, finite, loss
-    with pytest.raises(InputError, match="weights not finite at step 1"):
-        model = torch.nn.Linear(1, 1)
-        training = linear_training(tmp_path, model, steps=1)
-        for _ in training:
-            training.step_done(model(torch.ones(1, 1)).sum())
-        model.weight.data.fill_(math.inf)
-        training.finish(tmp_path / "s.pt")
-    assert not (tmp_path / "nan/stage1.pt").exists() and not (tmp_path / "s.pt").exists()
-    ncvqvae.train_stage1(tmp_path / "one", tiny_config(stage1_steps=1, n_codes=1, dataset=own))
-    assert "the codebook collapsed" in capsys.readouterr().err
-
-
-def test_the_seed_reaches_the_first_weights_of_every_stage(tmp_path):
-    """With a learning rate of nearly nothing what differs is where training started."""
-    still, weights = (
-        dict(stage1_steps=1, stage2_steps=1, stage1_lr=1e-12, stage2_lr=1e-12, fcn_lr=1e-12),
-        [],
-    )
-    own = own_data(tmp_path)
-    for seed in (1, 2):
-        config, run = tiny_config(dataset=own, seed=seed, **still), tmp_path / str(seed)
-        model, p = ncvqvae.train_stage1(run, config), prior.train_stage2(run)
-        fcn, _ = evaluate.train_fcn(torch.randn(9, 31), torch.arange(9) % 3, 3, config, run, "cas")
-        weights.append([model.bands[0].encoder[0][0].weight, p.head[2].weight, fcn.head.weight])
-        torch.testing.assert_close(p.embedding.weight, model.codebook(), atol=1e-6, rtol=0)
-    assert all((a - b).abs().max() > 1e-3 for a, b in zip(*weights, strict=True))
-
-
-def test_tokens_drawn_in_training_come_from_the_frozen_tokenizer(tmp_path, monkeypatch):
-    modes, tokens = [], NCVQVAE.tokens
-
-    def spy(self, x, *drawn):
-        modes.append((self.training, *drawn[:1]))
-        return tokens(self, x, *drawn)
-
-    monkeypatch.setattr(NCVQVAE, "tokens", spy)
-    config = tiny_config(
-        dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=3, token_temperature=0.5
-    )
-    ncvqvae.train_stage1(tmp_path / "r", config)
-    prior.train_stage2(tmp_path / "r")
-    assert modes == [(False,)] * 2 + [(False, 0.5)] * 3  # both splits' nearest, once; then draws
-
-
-def test_the_same_seed_gives_the_same_prior(tmp_path):
-    config = tiny_config(stage1_steps=2, stage2_steps=3, dataset=own_data(tmp_path))
-    ncvqvae.train_stage1(tmp_path / "r", config)
-    first = prior.train_stage2(tmp_path / "r")
-    (tmp_path / "r/stage2.pt").unlink()
-    torch.rand(3)
-    second = prior.train_stage2(tmp_path / "r")
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
-
-
 def test_every_piece_of_the_copy_table_runs_in_an_empty_file(tmp_path):
     """README's rows `piece | names in file | imports | example`: source taken by name, alone."""
     import ast
@@ -3798,99 +2583,3 @@ def test_every_piece_of_the_copy_table_runs_in_an_empty_file(tmp_path):
         [sys.executable, "-I", "-c", code, *files], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-
-
-# ---- download ----
-
-
-def ts_bytes(cut=None):
-    lines = ["@data"] + [",".join(map(str, x)) + ":" + y for y, x in ROWS]
-    return "\n".join(lines).encode()[:cut]
-
-
-def zip_bytes(*names, content=None):
-    import io
-    import zipfile
-
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in names:
-            archive.writestr(name, ts_bytes() if content is None else content)
-    return buffer.getvalue()
-
-
-GOOD_ZIP = zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts")
-MIRROR_FAULTS = {  # what the zip's address answers: status, body, promised length; the reason given
-    "404": (404, b"no", None, "404"),
-    "html": (200, b"<html>hello</html>", None, "not a zip file"),
-    "empty": (202, b"", None, "answered 202, 0 bytes"),
-    "half a zip": (200, GOOD_ZIP[: len(GOOD_ZIP) // 2], None, "not a zip file"),
-    "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP), "324 missing|IncompleteRead"),
-    "climbing": (
-        200,
-        zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"),
-        None,
-        "no Mallat_TRAIN or _TEST",
-    ),
-    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None, "no Mallat_TRAIN or _TEST"),
-    "html in the zip": (
-        200,
-        zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"<html>"),
-        None,
-        "no @data line",
-    ),
-}
-
-
-@pytest.fixture
-def mirror(monkeypatch):
-    """A local stand-in for both mirrors: paths -> (status, body, Content-Length)."""
-    import http.server
-    import threading
-
-    answers = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            status, body, promised = answers.get(self.path, (404, b"", None))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body) if promised is None else promised))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setenv("UCR_MIRROR", f"http://127.0.0.1:{server.server_port}")
-    yield answers
-    server.shutdown()
-
-
-def test_download_from_the_first_mirror(tmp_path, mirror):
-    mirror["/aeon-toolkit/Mallat.zip"] = (200, GOOD_ZIP, None)
-    d = data.load_dataset("Mallat", tmp_path)
-    assert d.x_train.shape == (3, 9)
-    assert {p.name for p in tmp_path.rglob("*")} == {"Mallat", "Mallat_TRAIN.ts", "Mallat_TEST.ts"}
-
-
-@pytest.mark.parametrize("fault", MIRROR_FAULTS)
-def test_a_bad_mirror_leaves_nothing_and_the_second_one_serves(tmp_path, mirror, fault):
-    root = tmp_path / "inner"
-    *mirror["/aeon-toolkit/Mallat.zip"], reason = MIRROR_FAULTS[fault]
-    advice = r"no mirror has it .*put Mallat_TRAIN.tsv and Mallat_TEST.tsv into"
-    with pytest.raises(InputError, match=advice) as error:
-        data.load_dataset("Mallat", root)
-    assert re.search(reason, str(error.value)) and "\n" not in str(error.value)
-    assert not [p for p in tmp_path.rglob("*") if p != root]
-    for split in ("TRAIN", "TEST"):
-        mirror[f"/records/11197731/files/Mallat_{split}.ts"] = (200, ts_bytes(), None)
-    assert data.load_dataset("Mallat", root).x_test.shape == (3, 9)
-
-
-def test_without_a_network_the_message_says_where_files_go(tmp_path, monkeypatch):
-    monkeypatch.setenv("UCR_MIRROR", "http://127.0.0.1:9")  # the discard port: nobody listens
-    with pytest.raises(InputError, match="password: someone"):
-        data.load_dataset("Mallat", tmp_path)
-    assert not list(tmp_path.iterdir())

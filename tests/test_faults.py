@@ -1,0 +1,643 @@
+"""What may go wrong around a run: kills, files, locks, other checkpoints, devices, mirrors."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import evaluate
+import ncvqvae
+import prior
+from data import InputError
+from tests.helpers import (
+    HERE,
+    TINY,
+    linear_training,
+    own_data,
+    run_all,
+    tiny_config,
+    ts_bytes,
+    zip_bytes,
+)
+
+# ---- killed and interrupted ----
+
+
+# Forks a process for each command, as one that has imported everything: imports take longer than a
+# tiny stage. It dies by kill -9 in front of the n-th rename of a finished file: log, config, one
+# resume file per step (SECONDS < 0), checkpoint, metrics, figures. n = 0 never dies and draws none.
+DRIVER = """
+import importlib, json, math, os, sys, time, traceback
+sys.path.insert(0, sys.argv[1])
+import data, evaluate, ncvqvae, prior
+data.torch.optim.AdamW([data.torch.zeros(1)])  # a third of torch is imported here
+data.Training.SECONDS = -1
+
+def run(moment, command, cwd, _):
+    calls, replace = [0], os.replace
+    def dying_replace(a, b):
+        calls[0] += 1
+        if calls[0] == moment:
+            os.kill(os.getpid(), 9)
+        replace(a, b)
+    os.replace = dying_replace
+    if moment == 0:
+        evaluate.draw_figures = lambda *inputs: None
+    os.chdir(cwd)
+    os.environ["OUT"] = cwd
+    for number, name in (1, "stdout"), (2, "stderr"):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = command
+    try:
+        data.run_command(importlib.import_module(command[0][:-3]).main)
+    except SystemExit as stop:
+        print(stop.code, file=sys.stderr)
+        return 1
+    return 0
+
+for line in sys.stdin:
+    request = json.loads(line)
+    child, seconds = os.fork(), request[-1]
+    if not child:
+        code = 1
+        try:
+            code = run(*request)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    end = time.time() + (seconds or math.inf)
+    while not (done := os.waitpid(child, os.WNOHANG))[0]:
+        time.sleep(0.01)
+        if time.time() > end:
+            os.kill(child, 9)
+    print(os.waitstatus_to_exitcode(done[1]), flush=True)
+"""
+
+
+@functools.cache
+def driver():
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DEVICE": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(HERE)],
+        env=env,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )  # ends with its stdin
+
+
+def drive(moment, command, cwd, timeout=None):
+    """A command in a process of its own, killed at a moment or after `timeout` seconds."""
+    print(json.dumps([moment, command, str(cwd), timeout]), file=driver().stdin, flush=True)
+    code = int(driver().stdout.readline())
+    return subprocess.CompletedProcess(
+        command, code, *((Path(cwd) / name).read_text() for name in ("stdout", "stderr"))
+    )
+
+
+def stages(folder):
+    run = str(folder / "own/vibcreg-slice/seed1")
+    flags = [
+        "--dataset",
+        str(folder / "own.npz"),
+        "--method",
+        "vibcreg",
+        "--augmentation",
+        "slice",
+        "--optimizer",
+        "muon",
+        *TINY,
+    ]
+    return [["ncvqvae.py", run, *flags], ["prior.py", "train", run], ["evaluate.py", "run", run]]
+
+
+def outcome(folder):
+    """All a run computes: tensors of checkpoints, metrics without seconds, samples, the log."""
+    run = folder / "own/vibcreg-slice/seed1"
+    tensors = {
+        f"{s} {k}": v
+        for s in ("stage1", "stage2")
+        for k, v in torch.load(run / f"{s}.pt", weights_only=True)["state"].items()
+    }
+    metrics = {
+        k: v
+        for k, v in json.loads((run / "metrics.json").read_text()).items()
+        if k in evaluate.METRICS and "seconds" not in k
+    }
+    with np.load(run / "samples.npz") as file:
+        return tensors, metrics, file["X"], [r for r in data.read_log(run) if "step" in r]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    own_data(folder)
+    for command in stages(folder):
+        done = drive(0, command, folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_ends_as(uninterrupted, folder):
+    ours, theirs = outcome(folder), outcome(uninterrupted)
+    assert all(torch.equal(v, theirs[0][k]) for k, v in ours[0].items()) and ours[1] == theirs[1]
+    # no step is logged twice or lost
+    assert np.array_equal(ours[2], theirs[2]) and ours[3] == theirs[3]
+    assert not list(folder.rglob("*.resume.pt"))
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        (5, 6, 12),
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ((1, 1, 1), (2, 3, 2), (3, 4, 5), (8, 8, 9), (9, 2, 15))
+        ),
+    ],
+)
+def test_killed_at_any_moment_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, moments):
+    own_data(tmp_path)
+    # 3 batches an epoch: in the midst of one
+    for moment, command in zip(moments, stages(tmp_path), strict=True):
+        assert drive(moment, command, tmp_path).returncode == -9
+        done = drive(0, command, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert_ends_as(uninterrupted, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_at_random_times_a_rerun_ends_bit_for_bit_the_same(tmp_path, uninterrupted, seed):
+    own_data(tmp_path)
+    chance = random.Random(seed)
+    for command in stages(tmp_path):
+        drive(0, command, tmp_path, timeout=chance.uniform(0.1, 4))  # it may have ended before
+        done = drive(0, command, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert_ends_as(uninterrupted, tmp_path)
+
+
+def test_an_interrupted_training_takes_no_step_twice(tmp_path, monkeypatch):
+    """Nor a second of them off the count. Started over, it would end the same."""
+    run, taken, stop, update = tmp_path / "own/r/s", [], [0], data.Training.step_done
+    config = tiny_config(
+        dataset=own_data(tmp_path), stage1_steps=5, stage2_steps=5, fcn_steps=5, cas_epochs=5
+    )
+    d = data.load_dataset(config.dataset)
+
+    def interrupted(self, loss, **terms):
+        if self.step == stop[0]:
+            raise KeyboardInterrupt
+        taken.append(self.step)
+        update(self, loss, **terms)
+
+    monkeypatch.setattr(data.Training, "step_done", interrupted)
+    monkeypatch.setattr(data.Training, "SECONDS", -1)  # a resume file a step
+    for name, file, train in (
+        ("stage1", "stage1.pt", lambda: ncvqvae.train_stage1(run, config)),
+        ("stage2", "stage2.pt", lambda: prior.train_stage2(run, config)),
+        ("fcn-*", "../../fcn-*.pt", lambda: evaluate.dataset_fcn(tmp_path / "own", d, config)),
+        (
+            "cas",
+            None,
+            lambda: evaluate.classification_accuracy_score(d.x_train, d.y_train, d, config, run),
+        ),
+    ):
+        taken.clear()
+        stop[0] = 3
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        (resume,) = (tmp_path / "own").rglob(f"{name}.resume.pt")
+        saved = data.load_checkpoint(resume)
+        torch.save(saved | dict(seconds=saved["seconds"] + 1000), resume)
+        stop[0] = None
+        train()
+        assert taken == [0, 1, 2, 3, 4], name
+        if file:
+            (path,) = run.glob(file)
+            assert 1000 < data.load_checkpoint(path)["seconds"] < 2000
+
+
+def test_no_draw_of_training_comes_from_the_global_generator(tmp_path, monkeypatch):
+    """Which a resumed run would find in another state."""
+    update, states = data.Training.step_done, []
+    config = tiny_config(
+        dataset=own_data(tmp_path),
+        method="barlow",
+        augmentation="warp+phase",
+        views=2,
+        bands=2,
+        stage1_steps=3,
+        stage2_steps=3,
+        token_temperature=1.0,
+    )
+    for disturbance in (0, 3):
+
+        def disturbed(*inputs, disturbance=disturbance, **terms):
+            update(*inputs, **terms)
+            torch.rand(disturbance)
+
+        monkeypatch.setattr(data.Training, "step_done", disturbed)
+        run = tmp_path / str(disturbance)
+        models = ncvqvae.train_stage1(run, config), prior.train_stage2(run, config)
+        states.append({**models[0].state_dict(), **models[1].state_dict()})
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+# ---- folders, files and locks ----
+
+
+def one_line(done, *words):
+    """A command that was refused: exit code 1, one line, no traceback, which holds the words."""
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_folders_and_files_that_cannot_be_used_are_one_line(tmp_path):
+    own_data(tmp_path)
+    stage1, stage2, scores = stages(tmp_path)
+    run = Path(stage1[1])
+    run.mkdir(parents=True)
+    for content in ("[]", "null", "3", "{", '{"dataset": "x", "nonsense": 1}', '{"seed": "one"}'):
+        (run / "config.json").write_text(content)
+        one_line(drive(0, stage2, tmp_path), "config.json: ")
+    (run / "config.json").unlink()
+    one_line(drive(0, scores, tmp_path), "config.json")
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file/below", "/proc/runs"):
+        one_line(
+            drive(0, [stage1[0], str(folder), *stage1[2:]], tmp_path),
+            str(folder),
+            "cannot be read or written",
+        )
+    full = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'ulimit -f 0; exec "$@"',
+            "x",
+            sys.executable,
+            str(HERE / "ncvqvae.py"),
+            *stage1[1:],
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "DEVICE": "cpu"},
+    )
+    one_line(full)
+    # the latter: torch 2.9
+    assert re.search("log.jsonl: cannot be written|disk: .*temporary directory", full.stderr)
+    assert not [p for p in run.iterdir() if p.name != ".lock"]
+
+
+def test_a_full_disk_leaves_the_last_good_file(tmp_path):
+    path = tmp_path / "good.pt"
+    data.write_atomic(path, lambda f: torch.save({"a": torch.ones(3)}, f))
+    code = """if True:
+        import sys, resource, signal
+        sys.path.insert(0, sys.argv[1])
+        import data, torch
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
+        big = {"a": torch.ones(10**6)}
+        data.run_command(lambda: data.write_atomic(sys.argv[2], lambda f: torch.save(big, f)))"""
+    one_line(
+        subprocess.run(
+            [sys.executable, "-c", code, str(HERE), str(path)], capture_output=True, text=True
+        ),
+        "cannot be written",
+    )
+    assert torch.equal(data.load_checkpoint(path)["a"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["good.pt"]
+
+
+def test_a_second_process_on_a_run_folder_is_refused(tmp_path):
+    own_data(tmp_path)
+    stage1, stage2, scores = stages(tmp_path)
+    with data.hold(stage1[1]):
+        one_line(drive(0, stage1, tmp_path), "another process works on it")
+    assert drive(0, stage1, tmp_path).returncode == 0
+    with data.hold(stage1[1]):
+        for command in (stage1, stage2, scores):
+            one_line(drive(0, command, tmp_path), "another process works on it")
+
+
+def test_waiting_for_the_classifier_is_said(tmp_path):
+    code = """if True:
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import data
+        with data.hold(sys.argv[2], wait=True):
+            print("mine")"""
+    with data.hold(tmp_path):
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(HERE), str(tmp_path)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        line = other.stderr.readline()
+    assert "waiting for the process that works on it" in line
+    assert other.communicate(timeout=60)[0] == "mine\n"
+
+
+def test_without_locks_of_the_system_a_run_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "fcntl", None)  # Windows
+    with data.hold(tmp_path):
+        assert "no lock; start no second process on it" in capsys.readouterr().err
+
+
+# ---- other checkpoints, settings and data ----
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch evil_was_here",))
+
+
+def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "stage1.pt"
+    torch.save({"identity": Evil()}, path)
+    evil = path.read_bytes()
+    torch.save({"a": torch.ones(1000)}, path)
+    cut = path.read_bytes()[:1500]
+    torch.save(torch.ones(3), path)
+    tensor = path.read_bytes()
+    torch.save({"identity": {}, "state": {}, "data": {"length": 40}}, path)
+
+    def resume():
+        return linear_training(tmp_path, torch.nn.Linear(1, 1))
+
+    for content in (evil, cut, tensor, path.read_bytes(), b"", b"text"):
+        for name, load in (
+            ("stage1.pt", lambda: ncvqvae.load_stage1(tmp_path)),
+            ("stage1.resume.pt", resume),
+        ):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(InputError, match=f"{name}: .*(remove it|made with)") as error:
+                load()
+            assert "\n" not in str(error.value)
+    assert not (tmp_path / "evil_was_here").exists()
+
+
+def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, no_figures):
+    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
+    config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
+    m = run_all(run, config)
+    with pytest.raises(
+        InputError, match="stage1.pt: made with stage1_lr = 0.001, this run has 0.1"
+    ):
+        ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1))
+    assert data.read_config(run) == config
+    ncvqvae.train_stage1(run, dataclasses.replace(config, stage2_lr=0.1))
+    with pytest.raises(
+        InputError, match="stage2.pt: made with stage2_lr = 0.001, this run has 0.1"
+    ):
+        prior.train_stage2(run)
+    ncvqvae.train_stage1(run, dataclasses.replace(config, cas_epochs=2))
+    prior.train_stage2(run)
+    with pytest.raises(InputError, match="metrics.json: made with cas_epochs = 1, this run has 2"):
+        evaluate.evaluate_run(run)
+    ncvqvae.train_stage1(run, dataclasses.replace(config, validate_epochs=3, stages=1))
+    again = evaluate.evaluate_run(run)["cas"]
+    assert again == m["cas"] == data.read_json(run / "metrics.json")["cas"]
+    ncvqvae.train_stage1(run, config)
+    own_data(tmp_path, length=33)  # the file changes under the run
+    for again in (
+        lambda: ncvqvae.train_stage1(run, config),
+        lambda: prior.train_stage2(run),
+        lambda: evaluate.evaluate_run(run),
+    ):
+        with pytest.raises(InputError, match="stage1.pt: made with sha256"):
+            again()
+    stopped = tmp_path / "stopped/own/naive-none/seed1"  # more is asked than was measured
+    assert run_all(stopped, dataclasses.replace(config, stages=1, dataset=own))["cas"] is None
+    ncvqvae.train_stage1(stopped, config)
+    assert evaluate.evaluate_run(stopped)["cas"] is not None
+    with pytest.raises(InputError, match="stage2.pt: not there"):
+        (run / "stage2.pt").unlink()
+        prior.load_stage2(run)
+
+
+def test_moved_data_is_the_same_data_and_weights_that_are_not_finite_are_refused(tmp_path):
+    run, config = tmp_path / "r", tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
+    ncvqvae.train_stage1(run, config)
+    before = (run / "stage1.pt").stat().st_mtime_ns
+    (tmp_path / "own.npz").rename(tmp_path / "moved.npz")
+    config = dataclasses.replace(config, dataset=str(tmp_path / "moved.npz"))
+    ncvqvae.train_stage1(run, config)
+    assert (run / "stage1.pt").stat().st_mtime_ns == before and data.read_config(run) == config
+    checkpoint = data.load_checkpoint(run / "stage1.pt")
+    checkpoint["state"]["bands.0.quantizer.sums"][3, 1] = math.nan
+    torch.save(checkpoint, run / "stage1.pt")
+    with pytest.raises(InputError, match="stage1.pt: cannot be used .weights not finite"):
+        ncvqvae.load_stage1(run)
+
+
+def test_settings_that_came_later_have_their_default_and_gone_ones_are_named(tmp_path):
+    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
+    config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
+    m = run_all(run, config)
+    for file in ("stage1.pt", "stage2.pt"):
+        checkpoint = data.load_checkpoint(run / file)
+        del checkpoint["identity"]["latent_width_high"]
+        torch.save(checkpoint, run / file)
+    fields = data.read_json(run / "config.json")
+    del fields["latent_width_high"], fields["steps_per_class"]
+    data.write_json(run / "config.json", fields)
+    assert data.read_config(run) == config
+    assert evaluate.evaluate_run(run)["cas"] == m["cas"]
+    with pytest.raises(InputError, match="latent_width_high = 32, this run has 16"):
+        ncvqvae.train_stage1(run, dataclasses.replace(config, latent_width_high=16))
+    data.write_json(run / "config.json", fields | dict(annealing=3))
+    with pytest.raises(InputError, match="config.json: has a setting annealing, which is gone"):
+        data.read_config(run)
+    checkpoint["identity"]["annealing"] = 3
+    torch.save(checkpoint, run / "stage2.pt")
+    data.write_json(run / "config.json", fields)
+    with pytest.raises(InputError, match="stage2.pt: has a setting annealing, which is gone"):
+        prior.load_stage2(run)
+
+
+# ---- machines, and numbers that run away ----
+
+
+def test_a_torch_without_muon_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(SystemExit, match="is too old: 2.9 or later is needed"):
+        data.run_command(lambda: (tmp_path / "ran").touch())
+    assert not (tmp_path / "ran").exists()
+    old = tmp_path / "torch-2.8.1.dist-info"  # which run.sh asks for its version
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.8.1\n")
+    python = tmp_path / "python"  # which gets as far as making a .venv
+    python.write_text(f'#!/bin/sh\n[ "$2" = venv ] && exit 3\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "run.sh").write_text((HERE / "run.sh").read_text())
+    done = subprocess.run(
+        ["bash", tmp_path / "run.sh", "toy"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": str(python), "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        "run.sh: torch 2.8.1, older than 2.9: installing requirements.txt into .venv\n"
+    )
+
+
+def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys):
+    def allocate():
+        torch.empty(10**15)
+
+    for main in (allocate, lambda: np.empty(10**15)):
+        with pytest.raises(
+            SystemExit, match="(memory|MemoryError: ).*; make a batch or a width smaller"
+        ):
+            data.run_command(main)
+    with pytest.raises(RuntimeError, match="bug"):  # ours stay visible
+        data.run_command(lambda: (_ for _ in ()).throw(RuntimeError("bug")))
+    for device in ("meta", "foo", "mps", "cuda:7"):
+        monkeypatch.setenv("DEVICE", device)
+        with pytest.raises(InputError, match=f"DEVICE={device}: cannot be used"):
+            data.pick_device()
+    monkeypatch.setattr(
+        data.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(38, "no flock"))
+    )
+    with data.hold(tmp_path):  # some network file systems
+        assert "no lock; start no second process on it" in capsys.readouterr().err
+
+
+def test_nan_stops_with_step_and_advice_and_collapse_warns(tmp_path, capsys):
+    own = own_data(tmp_path)
+    with pytest.raises(
+        InputError,
+        match=r"not finite at step \d+: .*before: step .*goes on from the last "
+        r"saved step; if it stops at the same step again, try a smaller",
+    ):
+        ncvqvae.train_stage1(
+            tmp_path / "nan",
+            tiny_config(stage1_steps=30, stage1_lr=1e3, stage1_weight_decay=10, dataset=own),
+        )
+    # after the last, finite, loss
+    with pytest.raises(InputError, match="weights not finite at step 1"):
+        model = torch.nn.Linear(1, 1)
+        training = linear_training(tmp_path, model, steps=1)
+        for _ in training:
+            training.step_done(model(torch.ones(1, 1)).sum())
+        model.weight.data.fill_(math.inf)
+        training.finish(tmp_path / "s.pt")
+    assert not (tmp_path / "nan/stage1.pt").exists() and not (tmp_path / "s.pt").exists()
+    ncvqvae.train_stage1(tmp_path / "one", tiny_config(stage1_steps=1, n_codes=1, dataset=own))
+    assert "the codebook collapsed" in capsys.readouterr().err
+
+
+def test_a_drawing_that_fails_is_a_warning_and_costs_no_number(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no font\nat all")
+
+    monkeypatch.setattr(evaluate, "draw_latents", fail)
+    run = tmp_path / "own/naive-none/seed1"
+    m = run_all(run, tiny_config(stage1_steps=1, stages=1, dataset=own_data(tmp_path)))
+    assert data.read_json(run / "metrics.json")["recon"] == m["recon"]
+    assert "latents.png: not drawn (no font); metrics.json has all" in capsys.readouterr().err
+    assert {f.name for f in (run / "figures").iterdir()} == {"reconstructions.png", "losses.png"}
+
+
+# ---- downloads ----
+
+
+GOOD_ZIP = zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts")
+
+
+MIRROR_FAULTS = {  # what the zip's address answers: status, body, promised length; the reason given
+    "404": (404, b"no", None, "404"),
+    "html": (200, b"<html>hello</html>", None, "not a zip file"),
+    "empty": (202, b"", None, "answered 202, 0 bytes"),
+    "half a zip": (200, GOOD_ZIP[: len(GOOD_ZIP) // 2], None, "not a zip file"),
+    "cut mid-file": (200, GOOD_ZIP[:50], len(GOOD_ZIP), "324 missing|IncompleteRead"),
+    "climbing": (
+        200,
+        zip_bytes("../Mallat_TRAIN.ts", "../Mallat_TEST.ts"),
+        None,
+        "no Mallat_TRAIN or _TEST",
+    ),
+    "one split": (200, zip_bytes("Mallat_TRAIN.ts"), None, "no Mallat_TRAIN or _TEST"),
+    "html in the zip": (
+        200,
+        zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"<html>"),
+        None,
+        "no @data line",
+    ),
+}
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """A local stand-in for both mirrors: paths -> (status, body, Content-Length)."""
+    import http.server
+    import threading
+
+    answers = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body, promised = answers.get(self.path, (404, b"", None))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if promised is None else promised))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("UCR_MIRROR", f"http://127.0.0.1:{server.server_port}")
+    yield answers
+    server.shutdown()
+
+
+def test_download_from_the_first_mirror(tmp_path, mirror):
+    mirror["/aeon-toolkit/Mallat.zip"] = (200, GOOD_ZIP, None)
+    d = data.load_dataset("Mallat", tmp_path)
+    assert d.x_train.shape == (3, 9)
+    assert {p.name for p in tmp_path.rglob("*")} == {"Mallat", "Mallat_TRAIN.ts", "Mallat_TEST.ts"}
+
+
+@pytest.mark.parametrize("fault", MIRROR_FAULTS)
+def test_a_bad_mirror_leaves_nothing_and_the_second_one_serves(tmp_path, mirror, fault):
+    root = tmp_path / "inner"
+    *mirror["/aeon-toolkit/Mallat.zip"], reason = MIRROR_FAULTS[fault]
+    advice = r"no mirror has it .*put Mallat_TRAIN.tsv and Mallat_TEST.tsv into"
+    with pytest.raises(InputError, match=advice) as error:
+        data.load_dataset("Mallat", root)
+    assert re.search(reason, str(error.value)) and "\n" not in str(error.value)
+    assert not [p for p in tmp_path.rglob("*") if p != root]
+    for split in ("TRAIN", "TEST"):
+        mirror[f"/records/11197731/files/Mallat_{split}.ts"] = (200, ts_bytes(), None)
+    assert data.load_dataset("Mallat", root).x_test.shape == (3, 9)
+
+
+def test_without_a_network_the_message_says_where_files_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("UCR_MIRROR", "http://127.0.0.1:9")  # the discard port: nobody listens
+    with pytest.raises(InputError, match="password: someone"):
+        data.load_dataset("Mallat", tmp_path)
+    assert not list(tmp_path.iterdir())
