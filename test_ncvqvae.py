@@ -41,6 +41,7 @@ from tests.helpers import (
     draw,
     generator,
     linear_training,
+    no_figures,
     npz,
     own_data,
     run_all,
@@ -1788,8 +1789,9 @@ def test_prior_sample_draws_the_class_asked_for_with_the_settings_of_the_run(
         assert ("y" in s.files) == bool(words) and (not words or set(s["y"]) == {"flat"})
 
 
-def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, no_figures):
+def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatch):
     """One run, scored with one field changed at a time: which metrics move; no other does."""
+    no_figures(monkeypatch)
     own = own_data(tmp_path, n_test=40)
     base = tiny_config(
         dataset=own,
@@ -2525,8 +2527,9 @@ def test_printed_jobs_name_all_that_the_shell_had(tmp_path):
 # ---- README.md ----
 
 
-def test_the_readmes_lines_that_fill_a_gap(tmp_path, no_figures):
+def test_the_readmes_lines_that_fill_a_gap(tmp_path, monkeypatch):
     """As they stand, but for the run's folder."""
+    no_figures(monkeypatch)
     run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
     run_all(run, tiny_config(stage1_steps=1, stage2_steps=1, dataset=own))
     (code,) = re.findall("```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)

@@ -1,12 +1,13 @@
-"""What more than one file of tests uses; to pytest a plugin, named in conftest.py."""
+"""What more than one file of tests uses."""
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import data
@@ -41,9 +42,6 @@ def ts_bytes(cut=None):
 
 
 def zip_bytes(*names, content=None):
-    import io
-    import zipfile
-
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in names:
@@ -137,7 +135,6 @@ def run_all(run, config):
     return evaluate.evaluate_run(run)
 
 
-@pytest.fixture
 def no_figures(monkeypatch):
     """Nothing is drawn, which takes longer than a tiny run; other tests of whole runs draw."""
     monkeypatch.setattr(evaluate, "draw_figures", lambda *inputs: None)

@@ -24,6 +24,7 @@ from tests.helpers import (
     HERE,
     TINY,
     linear_training,
+    no_figures,
     own_data,
     run_all,
     tiny_config,
@@ -397,7 +398,8 @@ def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatc
     assert not (tmp_path / "evil_was_here").exists()
 
 
-def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, no_figures):
+def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, monkeypatch):
+    no_figures(monkeypatch)
     run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
     config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own)
     m = run_all(run, config)

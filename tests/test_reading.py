@@ -16,7 +16,18 @@ import evaluate
 import ncvqvae
 import prior
 from data import Config, InputError
-from tests.helpers import HERE, ROWS, command, npz, own_data, run_all, shell, tiny_config, zip_bytes
+from tests.helpers import (
+    HERE,
+    ROWS,
+    command,
+    no_figures,
+    npz,
+    own_data,
+    run_all,
+    shell,
+    tiny_config,
+    zip_bytes,
+)
 
 # ---- the archive's files ----
 
@@ -585,7 +596,8 @@ def test_paths_are_looked_up_before_anything_runs_and_kept(tmp_path, monkeypatch
 # ---- samples ----
 
 
-def test_samples_of_all_classes_and_files_that_are_not_ours(tmp_path, capsys, no_figures):
+def test_samples_of_all_classes_and_files_that_are_not_ours(tmp_path, capsys, monkeypatch):
+    no_figures(monkeypatch)
     run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
     run_all(run, tiny_config(stage1_steps=1, stage2_steps=1, dataset=own, stages=2))
     out = tmp_path / "x.npz"
