@@ -473,7 +473,8 @@ def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monk
 def test_cas_by_the_thesis_schedule_is_that_of_the_runs_samples(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "draw_figures", lambda *inputs: None)
     run = tmp_path / "own/naive-none/seed3"
-    config = tiny_config(dataset=own_data(tmp_path), method="naive", seed=3, fcn_steps=2)
+    short = {"stage1_steps": 1, "stage2_steps": 1, "fcn_steps": 2}
+    config = tiny_config(dataset=own_data(tmp_path), method="naive", seed=3, **short)
     run_all(run, config)
     probes.command_train_mode([run])
     monkeypatch.setattr(probes, "Config", lambda **given: Config(cas_epochs=2, **given))
