@@ -60,10 +60,11 @@ if [ -n "$lacks" ]; then
 fi
 
 if [ "${1:-}" = test ]; then
-    tests="not slow"
-    if [ "${2:-}" = --slow ]; then
-        tests="slow or not slow"
-    fi
+    case ${2:-} in
+        "") tests="not slow" ;;
+        --slow) tests="slow or not slow" ;;
+        *) refuse "test takes --slow alone, not '$2'" ;;
+    esac
     cd "$here"
     exec "$python" -m pytest -q -m "$tests" test_*.py tests benchmarks
 fi

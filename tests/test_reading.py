@@ -551,6 +551,7 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
         (("toy", ""), "--method : should be"),
         (("toy", "naive", "none", ""), "SEED : should be"),
         (("toy", "naive", "none", "1", "5"), "too many positions"),
+        (("test", "--help"), "test takes --slow alone, not '--help'"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
