@@ -11,6 +11,7 @@ are the project thesis and notes that came before the thesis.
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import inspect
 import io
@@ -26,7 +27,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,15 @@ def first_line(error):
     return lines[0][:300] or type(error).__name__
 
 
+def say(text):
+    """One line on stderr. A terminal that is gone, or a full disk behind it, stops no run."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def warn(text):
     """One line on stderr for what misleads but does not stop a run."""
-    print(f"WARNING: {text}", file=sys.stderr)
+    say(f"WARNING: {text}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -200,6 +207,9 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
+            if isinstance(value, np.generic):  # np.int64(3) of a notebook is 3
+                value = value.item()
+                object.__setattr__(self, f.name, value)  # the class is frozen
             flag = f"--{f.name.replace('_', '-')} {value}"
             bounds = f.metadata.get("bounds")
             if bounds is None and type(value) is not str:
@@ -369,16 +379,25 @@ class Dataset:
     def check_and_standardise(self, x, where):
         """An array of series in the data's units -> standardised tensor (n, L).
 
-        InputError, which names `where`, for another length, NaN or values far off.
+        InputError, which names `where`, for no series, another length, NaN or values far off. Warns
+        where the scale is so different that they seem to be of other units.
         """
         x = as_series(x, where)
         if x.shape[1] != self.length:
             raise InputError(f"{where}: length {x.shape[1]}, {self.name} has {self.length}")
+        if len(x) == 0:
+            raise InputError(f"{where}: 0 series")
         near = np.abs((x - self.mean) / self.std).max(1) < 1e9  # nan is not near either
         if not near.all():
             raise InputError(
                 f"{where}: series {near.argmin() + 1} holds NaN, inf, or a value over 1e9 standard "
                 "deviations off; mend or remove it"
+            )
+        off, spread = abs(x.mean() - self.mean) / self.std, x.std() / self.std
+        if off > 3 or not 0.03 < spread < 10:
+            warn(
+                f"{where}: mean {x.mean():.3g}, standard deviation {x.std():.3g}; {self.name} has "
+                f"{self.mean:.3g}, {self.std:.3g}: are these its units?"
             )
         return self.standardise(x)
 
@@ -440,7 +459,8 @@ def load_dataset(name, root=None):
 
 def resolve_dataset(name):
     """The one place where the name of a dataset becomes a path: absolute where it is one."""
-    if name.endswith(".npz") or "/" in name or os.sep in name:
+    name = str(name)  # of a Path too
+    if name.endswith(".npz") or "/" in name or os.sep in name or name in (".", ".."):
         return str(Path(name).expanduser().resolve())
     return name
 
@@ -501,22 +521,26 @@ def index_labels(name, files, words_train, words_test):
     if any(isinstance(label, str) and label != "nan" for label in labels[0] + labels[1]):
         labels = [words_train, words_test]
     classes = sorted(set(labels[0]), key=lambda label: (isinstance(label, str), label))
-    index = {label: k for k, label in enumerate(classes)}
-    one_class = len(classes) < 2  # then the loop refuses the first series, with this message
-    for file, split in zip(files, labels, strict=True):
-        for row, label in enumerate(split, 1):
-            missing = str(label).lower() in ("", "nan", "none", "?")
-            if missing or one_class or label not in index:
-                shown = classes if len(classes) <= 10 else [*classes[:10], "..."]
-                raise InputError(
-                    f"{name}: {file}, series {row} has label {label!r}; should be one of at least "
-                    f"2 of the train split: {shown}"
-                )
     if len(classes) == len(words_train) > 2:
         warn(
             f"{name}: as many classes as train series, {len(classes)}: is {files[0]}'s first "
             "column an index and not a label?"
         )
+    index = {label: k for k, label in enumerate(classes)}
+    one_class = len(classes) < 2  # then the loop refuses the first series, with this message
+    for file, split in zip(files, labels, strict=True):
+        for row, label in enumerate(split, 1):
+            if str(label).lower() in ("", "nan", "none", "?"):
+                raise InputError(
+                    f"{name}: {file}, series {row} has label {label!r}, which stands for a missing "
+                    "one; fill it in, or call the class something else"
+                )
+            if one_class or label not in index:
+                shown = classes if len(classes) <= 10 else [*classes[:10], "..."]
+                raise InputError(
+                    f"{name}: {file}, series {row} has label {label!r}; should be one of at least "
+                    f"2 of the train split: {shown}"
+                )
     y_train, y_test = (np.array([index[v] for v in split], dtype=np.int64) for split in labels)
     return classes, y_train, y_test
 
@@ -564,18 +588,25 @@ def mean_and_std(name, files, x_train, x_test):
 
 
 def warn_of_codes_for_missing(name, files, x_train, x_test):
-    """Warn of a value so large that it may stand for a missing one, as -9999. Was there one?"""
-    median = np.median(x_train)
-    typical = np.percentile(np.abs(x_train - median), 90)
-    if typical == 0:
-        return False  # most values are one constant: there is no scale to compare with
+    """Warn of a value so large that it may stand for a missing one, as -9999. Was there one?
+
+    It may be there many times, as where short series are filled up, so the others are looked at
+    without it.
+    """
     for file, x in zip(files, (x_train, x_test), strict=True):
-        off = np.abs(x - median)  # (n, L)
-        if off.max() > 500 * typical:
-            row, column = np.unravel_index(off.argmax(), off.shape)
+        row, column = np.unravel_index(np.abs(x - np.median(x_train)).argmax(), x.shape)
+        extreme = x[row, column]
+        others = x_train[x_train != extreme]
+        if len(others) == 0:
+            continue
+        off = np.abs(others - np.median(others))
+        typical = np.percentile(off, 90) or off.max()  # most may be one constant
+        is_usual_code = abs(extreme) in (999, 9999, 99999, 999999)
+        bound = (50 if is_usual_code else 500) * typical
+        if typical > 0 and abs(extreme - np.median(others)) > bound:
             warn(
-                f"{name}: {file}, series {row + 1} has a value of {x[row, column]:g} where nine of "
-                f"ten lie within {typical:g} of the median: a code for missing?"
+                f"{name}: {file}, series {row + 1} has a value of {extreme:g} where nine of ten "
+                f"others lie within {typical:g} of the median: a code for missing?"
             )
             return True
     return False
@@ -605,7 +636,8 @@ def agrees_with_thesis(name, found):
 # NAME_TRAIN and NAME_TEST have a series a line, its label in front (in a .ts at the end):
 #     .tsv   1<tab>0.12<tab>0.34
 #     .txt   1 0.12 0.34
-#     .csv   walk,0.12,0.34          a header is skipped; labels may be missing in both files
+#     .csv   walk,0.12,0.34          labels may be missing in both files
+#     (all three: a header in the first line is skipped)
 #     .ts    0.12,0.34:walk          the lines up to @data are the header
 # Or one NAME.npz: X_train (n, L), X_test (n', L) and perhaps y_train (n,), y_test (n',).
 
@@ -646,7 +678,7 @@ def as_labels(y, n, where):
     if y.dtype.kind == "S":
         with errors_naming(where):
             y = np.char.decode(y, "utf-8")
-    return [str(label) for label in y.tolist()]
+    return [str(label).strip() for label in y.tolist()]
 
 
 def find_files(name, root=None):
@@ -658,8 +690,8 @@ def find_files(name, root=None):
         folder = Path(name)
         if folder.is_file():
             raise InputError(
-                f"{folder}: own data are an .npz, or a folder: give {folder.parent}, which holds "
-                f"{folder.parent.name}_TRAIN.csv and {folder.parent.name}_TEST.csv"
+                f"{folder}: own data are an .npz, or a folder: give the folder NAME that holds "
+                "NAME_TRAIN.csv and NAME_TEST.csv"
             )
         files = find_splits(folder.name, folder.parent)
         if None in files:
@@ -674,18 +706,42 @@ def find_files(name, root=None):
             f"dataset {name!r}: should be toy, a UCR name, the path of a folder, or one that ends "
             "in .npz"
         )
-    if None in find_splits(name, root):
+    files = find_splits(name, root)
+    if None in files:
+        for here in (Path(name), Path(f"{name}.npz")):
+            if here.exists():
+                raise InputError(f"{name}: not in {root}; for what is here write ./{here}")
+        there = sorted(path.name for path in (root / name).glob(f"{name}_T*"))
+        if there:  # nothing of the user's is replaced, or mixed with what comes from elsewhere
+            raise InputError(
+                f"{root / name}: has {', '.join(there)}; needs {name}_TRAIN and {name}_TEST as "
+                ".tsv, .ts, .txt or .csv; remove the folder, and the set is downloaded"
+            )
         download_dataset(name, root)
-    return find_splits(name, root)
+        files = find_splits(name, root)
+    return files
 
 
 def find_splits(name, root):
-    """Paths of root/NAME/NAME_TRAIN.tsv (.ts, .txt, .csv) and NAME_TEST; None where missing."""
-    found = []
+    """Paths of root/NAME/NAME_TRAIN.tsv (.ts, .txt, .csv) and NAME_TEST; None where missing.
+
+    Of one suffix if there is one that both have.
+    """
+    there = []  # the suffixes of each split
     for split in ("TRAIN", "TEST"):
         stem = Path(root) / name / f"{name}_{split}"
-        paths = [Path(f"{stem}{suffix}") for suffix in (".tsv", ".ts", ".txt", ".csv")]
-        found.append(next((path for path in paths if path.is_file()), None))
+        suffixes = (".tsv", ".ts", ".txt", ".csv")
+        there.append([s for s in suffixes if Path(f"{stem}{s}").is_file()])
+    common = [suffix for suffix in there[0] if suffix in there[1]]
+    if common and there[0] != there[1]:
+        warn(
+            f"{Path(root) / name}: TRAIN is there as {', '.join(there[0])}, TEST as "
+            f"{', '.join(there[1])}; {common[0]} is read"
+        )
+    found = []
+    for split, suffixes in zip(("TRAIN", "TEST"), there, strict=True):
+        suffix = next(iter(common or suffixes), None)
+        found.append(Path(root) / name / f"{name}_{split}{suffix}" if suffix else None)
     return found
 
 
@@ -699,31 +755,31 @@ def read_split(path):
     path = Path(path)
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # -sig: skip a BOM
         lines = list(enumerate(file, 1))
+    labelled = True
+    header = None  # the text of a first line that is no series
     if path.suffix == ".ts":
         lines, labelled = skip_ts_header(path, lines)
-    else:
-        labelled = True
     rows, labels = [], []
-    may_be_header = path.suffix == ".csv"  # the first line alone
     for number, line in lines:
+        line = line.strip()
         comment = not rows and line.startswith("# ")  # numpy.savetxt writes its header so
-        if not line.strip() or comment:
+        if not line or comment:
             continue
         where = f"{path}, row {number}"
         if re.search("[\udc80-\udcff]", line):  # what surrogateescape makes of other bytes
             raise InputError(f"{where}: not UTF-8; save it as UTF-8")
-        if path.suffix == ".csv" and ";" in line:
-            raise InputError(f"{where}: semicolons; .csv has commas, and points in numbers")
-        header = may_be_header and is_header(line)
-        may_be_header = False
-        if header:
-            if line.startswith((",", '"",')):
-                raise InputError(
-                    f"{where}: its first column has no name: an index? leave it out (index=False)"
-                )
-            labelled = line.split(",")[0].strip().strip('"').lower() in LABEL_COLUMNS
-            continue
-        label, values = split_line(where, path.suffix, line.strip(), labelled)
+        if path.suffix == ".ts":
+            cells, label = split_ts_line(where, line, labelled)
+        else:
+            cells = split_cells(where, path.suffix, line)
+            if line == header:
+                raise InputError(f"{where}: the header once more; remove it")
+            if header is None and not rows and is_header(cells):
+                header = line
+                labelled = find_label_column(where, path.suffix, cells)
+                continue
+            label = cells.pop(0) if labelled else None
+        values = read_values(where, cells)
         if rows and len(values) != len(rows[0]):
             raise InputError(
                 f"{where}: length {len(values)}, not as before, {len(rows[0])}; mend or remove it"
@@ -732,12 +788,86 @@ def read_split(path):
         labels.append(label)
     if not rows:
         raise InputError(f"{path}: no series in it; replace the file")
+    if is_ramp(rows[0]) and not any(is_ramp(row) for row in rows[1:]):
+        warn(f"{path}: the first series rises in even steps, no other does: is it a header?")
     return np.stack(rows), (labels if labelled else None)
 
 
-# Cells of a table that hold no number.
-MISSING = ("", "?", "nan", "NaN", "NA", "None", "null")
+# Cells of a table that hold no number, in lower case.
+MISSING = ("", "?", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "missing", "-", "--", ".")
 LABEL_COLUMNS = ("label", "labels", "class", "y", "target")
+SEPARATORS = {".tsv": ("tabs", "\t"), ".csv": ("commas", ","), ".txt": ("blanks", None)}
+
+
+def split_cells(where, suffix, line):
+    """A line of a .tsv, .csv or .txt -> its cells, without blanks and quotes around them."""
+    name, separator = SEPARATORS[suffix]
+    if suffix == ".csv" and ";" in line:
+        raise InputError(f"{where}: semicolons; .csv has commas, and points in numbers")
+    if separator is None:
+        cells = line.split()
+    else:  # "a, b" in quotes is one cell
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+    if len(cells) == 1 or (suffix == ".txt" and cells[0].endswith(",")):
+        raise InputError(
+            f"{where}: expects {name} between values; .csv has commas, .tsv tabs, .txt blanks; a "
+            "title has to go"
+        )
+    return [cell.strip().strip('"') for cell in cells]
+
+
+def is_header(cells):
+    """Is the first line of a table, split into cells, a header and not a series?
+
+    A word among numbers makes none: it is a value that is wrong. Numbers make one where they count
+    the columns, as pandas names them, or stand in even steps behind a name for the label.
+    """
+    first, rest = parse_label(cells[0]), [parse_label(cell) for cell in cells[1:]]
+    no_names = (*MISSING, "inf", "-inf")
+    names = [cell for cell in rest if isinstance(cell, str) and cell.lower() not in no_names]
+    if first == "" or len(names) > len(rest) / 2:  # label,t0,t1
+        return True
+    if names:
+        return any(name.lower() in LABEL_COLUMNS for name in names)  # 0,1,2,label
+    if not isinstance(first, str):
+        return [first, *rest] == list(range(len(cells)))  # 0,1,2,3
+    counts = rest in (list(range(len(rest))), list(range(1, len(rest) + 1)))
+    if counts and len(rest) > 3:  # activity,0,1,2,3
+        return True
+    in_steps = not any(isinstance(cell, str) for cell in rest) and is_ramp(rest)
+    return first.lower() in LABEL_COLUMNS and in_steps  # label,0.0,0.5,1.0
+
+
+def find_label_column(where, suffix, header):
+    """Does the first column under a header hold the labels? InputError where another one does."""
+    names = [name.lower() for name in header]
+    if names[0] in LABEL_COLUMNS:
+        return True
+    if names[0] == "":
+        raise InputError(
+            f"{where}: its first column has no name: an index? leave it out (index=False)"
+        )
+    for place, name in enumerate(names, 1):
+        if name in LABEL_COLUMNS:
+            raise InputError(f"{where}: column {place} is called {name}; put it first")
+    if suffix != ".csv":
+        return True  # these always have the label first
+
+    def stem(name):  # of t0, t1, ...
+        return name.rstrip("0123456789.")
+
+    if stem(names[0]) != stem(names[1]):
+        warn(
+            f"{where}: the first column, {header[0]}, is read as a value; if it is a label, call "
+            "it label"
+        )
+    return False
+
+
+def is_ramp(values):
+    """Do numbers (L,) rise in even steps, as the names of columns do?"""
+    steps = np.diff(values)
+    return len(steps) > 2 and steps[0] > 0 and np.ptp(steps) < 1e-9 * steps[0]
 
 
 def skip_ts_header(path, lines):
@@ -773,46 +903,29 @@ def skip_ts_header(path, lines):
     return body, not says("@classlabel", "false")
 
 
-def split_line(where, suffix, line, labelled):
-    """A line of a file of series -> its label (None where there is none) and float64 values (L)."""
-    if suffix == ".ts":
-        channels = line.split(":")
-        label = channels.pop() if labelled else None
-        if not channels:
-            raise InputError(f"{where}: no label after a colon, as the header promises")
-        if len(channels) > 1:
-            raise InputError(f"{where}: {len(channels)} channels; one is read")
-        cells = channels[0].split(",")
-    else:
-        separator = {".tsv": "\t", ".csv": ",", ".txt": None}[suffix]  # None: blanks
-        cells = line.split(separator)
-        if len(cells) == 1 and suffix == ".tsv":
-            raise InputError(f"{where}: expects tabs between values; .csv has commas, .txt blanks")
-        label = cells.pop(0) if labelled else None
+def split_ts_line(where, line, labelled):
+    """A series of a .ts file -> its cells, and its label, None where it has none."""
+    channels = line.split(":")
+    label = channels.pop().strip().strip('"') if labelled else None
+    if not channels:
+        raise InputError(f"{where}: no label after a colon, as the header promises")
+    if len(channels) > 1:
+        raise InputError(f"{where}: {len(channels)} channels; one is read")
+    return channels[0].split(","), label
+
+
+def read_values(where, cells):
+    """The cells of a series -> float64 values (L,)."""
     for column, cell in enumerate(cells, 1):
-        if cell.strip() in MISSING and cell.strip().lower() != "nan":  # nan is refused later
+        word = cell.strip().lower()
+        if word in MISSING and word != "nan":  # NaN is a number to NumPy, and refused later
             raise InputError(f"{where}: value {column} is missing; fill the gap or remove the row")
         if "_" in cell:  # to Python 1_0 is 10
-            raise InputError(f"{where}: {cell.strip()} is no number")
+            raise InputError(f"{where}: {word} is no number")
     try:
-        values = np.array(cells, dtype=np.float64)
+        return np.array(cells, dtype=np.float64)
     except ValueError as error:
         raise InputError(f"{where}: {first_line(error)}; mend or remove it") from None
-    if labelled:
-        label = label.strip().strip('"')
-    return label, values
-
-
-def is_header(line):
-    """Is the first line of a .csv a header and not a series?"""
-    cells = [parse_label(cell.strip().strip('"')) for cell in line.split(",")]
-    names = [cell for cell in cells[1:] if isinstance(cell, str) and cell not in MISSING]
-    if names:  # label,t0,t1,...
-        return True
-    column_numbers = list(range(len(cells)))  # pandas' names for columns that have none
-    if isinstance(cells[0], str):
-        return cells[1:] == column_numbers[:-1]  # label,0,1,2
-    return cells == column_numbers  # 0,1,2,3
 
 
 # ---- Download: what can be read is moved into place ----
@@ -845,7 +958,7 @@ def download_dataset(name, root):
     place = Path(root) / name
     Path(root).mkdir(parents=True, exist_ok=True)
     for host, paths in hosts.items():
-        print(f"{name}: downloading from {host}", file=sys.stderr)
+        say(f"{name}: downloading from {host}")
         with tempfile.TemporaryDirectory(dir=root) as staging:
             try:
                 folder = Path(staging) / name
@@ -1004,6 +1117,9 @@ def augment(x, spec, generator=None):
 
 def run_command(main):
     """Run main(); what the user can mend becomes one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stream that someone put there
+            stream.reconfigure(errors="backslashreplace")  # where only ASCII can be shown
     try:
         if not hasattr(torch.optim, "Muon"):
             raise InputError(
@@ -1011,7 +1127,7 @@ def run_command(main):
                 "requirements.txt, or use run.sh, which does"
             )
         main()
-    except BrokenPipeError:  # our reader left, as `| head` does
+    except BrokenPipeError:  # who read our table left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
@@ -1117,18 +1233,26 @@ def read_arrays(path, names, needed=()):
     return arrays
 
 
-def refuse_to_overwrite(path, names):
-    """Refuse to write over a file that holds anything but arrays of these names, as ours do."""
+def write_npz(path, **arrays):
+    """Write an .npz that is marked as ours."""
+    write_atomic(path, lambda file: np.savez_compressed(file, made_by="ncvqvae", **arrays))
+
+
+def output_path(path):
+    """The Path of --out; refuses to write over a file that is not ours, or a run's own."""
     if not path.endswith(".npz"):
         raise InputError(f"--out {path}: should end in .npz")
-    if Path(path).exists():
-        try:
+    path = Path(path).expanduser()
+    if path.exists():
+        if (path.parent / "config.json").exists():
+            raise InputError(f"--out {path}: is a file of that run; name another")
+        ours = False
+        with contextlib.suppress(Exception):  # no .npz at all
             with np.load(path, allow_pickle=False) as file:
-                found = file.files
-        except Exception:  # no .npz at all
-            found = ["?"]
-        if not set(found) <= set(names):
+                ours = "made_by" in file.files
+        if not ours:
             raise InputError(f"--out {path}: is there and is no file of ours; name another")
+    return path
 
 
 def read_json(path):
@@ -1148,6 +1272,40 @@ def read_config(run_dir):
     refuse_unknown_fields(path, values)
     with errors_naming(path):
         return Config(**values)
+
+
+def keep_config(run_dir, config, dataset):
+    """Write the config.json of a run whose stage 1 is finished, for the later stages.
+
+    InputError, and nothing is written, where one of them is finished too, with other settings. With
+    --stages 1, which asks for none of them, their settings stay.
+    """
+    path = Path(run_dir) / "config.json"
+    if config.stages == 1 and path.exists():
+        config = replace(read_config(run_dir), stages=1)
+    elif config.stages == 2:
+        if (Path(run_dir) / "stage2.pt").exists():
+            read_checkpoint(Path(run_dir) / "stage2.pt", "stage2", config, dataset)
+        finished_metrics(run_dir, config, dataset)
+    write_json(path, asdict(config))
+
+
+def finished_metrics(run_dir, config, dataset):
+    """The dict of a run's metrics.json where it has all that this config asks for, else None.
+
+    InputError where it is of other settings or data. A file made with --stages 2 also serves
+    --stages 1; the settings of stage 2 are compared only where both have it.
+    """
+    path = Path(run_dir) / "metrics.json"
+    if not path.exists():
+        return None
+    metrics = read_json(path)
+    stages = metrics.get("stages", 0)
+    both_have_stage2 = stages == 2 and config.stages == 2
+    wanted = config.settings_of("metrics" if both_have_stage2 else "stage1")
+    wanted["sha256"] = dataset.sha256
+    check_same(path, metrics.get("config") or {}, wanted)
+    return metrics if stages >= config.stages else None
 
 
 def refuse_unknown_fields(path, values):
@@ -1230,7 +1388,7 @@ def hold(folder, wait=False):
                 raise InputError(
                     f"{folder}: another process works on it; wait or set another OUT"
                 ) from None
-            print(f"{folder}: waiting for the process that works on it", file=sys.stderr)
+            say(f"{folder}: waiting for the process that works on it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # some network file systems have none
             warn(f"{folder}: no lock; start no second process on it")
@@ -1369,11 +1527,7 @@ class Training:
         if self.step % (10 * self.log_every) == 0 or self.step == self.total_steps:
             minutes = (time.time() - self.started) / 60
             of = minutes * self.total_steps / self.step
-            print(
-                f"{self.stage}, {minutes:.1f} of {of:.1f} min, {self.last_line}",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{self.stage}, {minutes:.1f} of {of:.1f} min, {self.last_line}")
 
     def finish(self, path, **extra):
         """Write the checkpoint: weights but the projector's, identity, step, seconds, extra."""
@@ -1453,13 +1607,20 @@ def main():
     args = parser.parse_args()
     grid = itertools.product(args.methods, args.augmentations, args.seeds)
     for method, augmentation, seed in grid:
-        if not seed.isdigit():
+        if not re.fullmatch("[0-9]+", seed):
             raise InputError(f"SEED {seed}: should be a whole number")
         if method == "naive":
             augmentation = "none"
         make_config(args, method=method, augmentation=augmentation, seed=int(seed))
+    folders = {}  # {folder below OUT: dataset}
     for dataset in args.datasets:
         name = resolve_dataset(dataset)
+        folder = Path(name).stem if name.endswith(".npz") else Path(name).name
+        if folders.setdefault(folder, name) != name:
+            raise InputError(
+                f"{folders[folder]} and {name} would share the folder {folder}; run one of them "
+                "with another OUT"
+            )
         if name.endswith(".npz"):
             require_file(name, "no such file")
         elif name != "toy":

@@ -17,7 +17,7 @@ this code differ.
 import hashlib
 import json
 import os
-import sys
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,8 @@ from data import (
     Training,
     add_flags,
     as_labels,
-    check_same,
+    errors_naming,
+    finished_metrics,
     first_line,
     hold,
     load_dataset,
@@ -53,6 +54,7 @@ from data import (
     read_log,
     ready,
     run_command,
+    say,
     steps_per_epoch,
     use_fast_layout,
     warn,
@@ -407,13 +409,21 @@ def memorising(generated, dataset, x_hat=None):
     return scores
 
 
+def shared_folder(folder):
+    """OUT/DATASET of a run's or a score's folder OUT/DATASET/.../..., else the folder itself."""
+    folder = Path(folder).resolve()
+    is_run = re.fullmatch(r"seed[0-9]+", folder.name) or folder.parent.name == "scored"
+    return folder.parent.parent if is_run else folder
+
+
 def score_samples(generated, conditional, labels, dataset, config, folder, x_hat=None):
     """Every sample metric of standardised series -> {key of metrics.json: value}.
 
     generated: (n, L), for FID, IS and what compares features.
     conditional, labels: (n', L) and (n',), for CAS; labels None: no CAS.
     x_hat: (n_test, L), the reconstructed test split where samples are a run's own.
-    folder: the run's, OUT/DATASET/METHOD-AUG/seedN; the classifier is kept in OUT/DATASET.
+    folder: the run's, OUT/DATASET/METHOD-AUG/seedN; the classifier is kept in OUT/DATASET, or in
+    the folder itself where it lies elsewhere.
     The key `classifier` has the file, steps and accuracy of the one behind FID and IS.
     """
     scores = memorising(generated, dataset, x_hat)
@@ -425,7 +435,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
             f"{n} series are few: their FID is too high and their IS too low; compare them with "
             "fid_floor and is_real, which are those of as many real series"
         )
-    root = Path(folder).resolve().parent.parent
+    root = shared_folder(folder)
     fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, dataset))
     real, p_real = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
     fake, p_fake = classify(fcn, generated)
@@ -470,8 +480,9 @@ def evaluate_run(run_dir, config=None):
     pick_device(config.precision)  # sets what float32 means
     dataset = load_dataset(config.dataset)
     stage1, checkpoint = load_stage1(run_dir, config, dataset)
-    finished = finished_metrics(run_dir / "metrics.json", config, dataset)
+    finished = finished_metrics(run_dir, config, dataset)
     if finished:
+        say(f"{run_dir / 'metrics.json'}: finished before, with these settings and data")
         return finished
     metrics = dict.fromkeys(METRICS)
     metrics |= {
@@ -514,26 +525,6 @@ def evaluate_run(run_dir, config=None):
     return metrics
 
 
-def finished_metrics(path, config, dataset):
-    """The dict of metrics.json where it has all that this config asks for, else None.
-
-    InputError where it is of other settings or data. A file made with --stages 2 also serves
-    --stages 1; the settings of stage 2 are compared only where both have it.
-    """
-    if not path.exists():
-        return None
-    metrics = read_json(path)
-    stages = metrics.get("stages", 0)
-    both_have_stage2 = stages == 2 and config.stages == 2
-    wanted = config.settings_of("metrics" if both_have_stage2 else "stage1")
-    wanted["sha256"] = dataset.sha256
-    check_same(path, metrics.get("config") or {}, wanted)
-    if stages < config.stages:
-        return None
-    print(f"{path}: finished before, with these settings and data", file=sys.stderr)
-    return metrics
-
-
 def score_tokens(stage1, dataset, train, test):
     """Reconstruction, probes and code use -> {key: value}. train, test: dicts of encode_split."""
     time_error, frequency_error = test["errors"].mean(0).tolist()
@@ -552,7 +543,7 @@ def score_tokens(stage1, dataset, train, test):
             train["pooled"], dataset.y_train, test["pooled"], dataset.y_test
         )
     else:
-        print(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS", file=sys.stderr)
+        say(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS")
     return scores
 
 
@@ -852,13 +843,14 @@ def command_samples(args):
     if "X_unconditional" in arrays:
         where = f"{args.file}, X_unconditional"
         generated = dataset.check_and_standardise(arrays["X_unconditional"], where)
-    fewest = min(len(x), len(generated))
-    if fewest < 2:
-        raise InputError(f"{args.file}: {fewest} series; 2 or more are scored")
+    for name, series in (("X", x), ("X_unconditional", generated)):
+        if len(series) < 2:
+            raise InputError(f"{args.file}, {name}: {len(series)} series; 2 or more are scored")
     labels = None
     if "y" in arrays and dataset.classes:
         words = as_labels(arrays["y"], len(x), f"{args.file}, y")
-        labels = torch.tensor([dataset.label(word) for word in words])
+        with errors_naming(f"{args.file}, y"):
+            labels = torch.tensor([dataset.label(word) for word in words])
     out = Path(os.environ.get("OUT") or "runs").expanduser()
     folder = out / dataset.name / "scored" / Path(args.file).stem
     with hold(folder):  # the CAS training's log and resume file
@@ -868,12 +860,14 @@ def command_samples(args):
 
 def compare(run_dirs):
     """Print one row a run: what `run.sh` ends with. A run that is not finished is named."""
+    if not any((Path(run_dir) / "metrics.json").exists() for run_dir in run_dirs):
+        raise InputError(f"{', '.join(map(str, run_dirs))}: no metrics.json of a finished run")
     print("| run | " + " | ".join(SHOWN) + " | minutes |")
     print("|---" * (len(SHOWN) + 2) + "|")
     for run_dir in run_dirs:
         path = Path(run_dir) / "metrics.json"
         if not path.exists():
-            print(f"{run_dir}: no metrics.json, not finished: left out", file=sys.stderr)
+            say(f"{run_dir}: no metrics.json, not finished: left out")
             continue
         metrics = read_json(path)
         cells = []
@@ -904,6 +898,7 @@ def main():
     elif args.command == "compare":
         compare(args.run_dirs)
     else:
+        read_config(args.run_dir)  # no folder is made where there is none
         with hold(args.run_dir):
             evaluate_run(args.run_dir)
 

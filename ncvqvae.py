@@ -24,7 +24,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -37,18 +36,20 @@ from data import (
     add_flags,
     augment,
     hold,
+    keep_config,
     load_dataset,
     make_config,
+    output_path,
     pick_device,
     read_arrays,
     read_checkpoint,
     ready,
-    refuse_to_overwrite,
     run_command,
+    say,
     use_fast_layout,
     warn,
-    write_atomic,
     write_json,
+    write_npz,
 )
 
 # ---------------------------------------------------------------------------------------------
@@ -582,8 +583,8 @@ def train_stage1(run_dir, config, dataset=None):
         raise InputError(f"--n-fft {config.n_fft}: {dataset.name} is shorter")
     if path.exists():
         model, _ = load_stage1(run_dir, config, dataset)
-        write_json(run_dir / "config.json", asdict(config))  # settings of later stages may be new
-        print(f"{path}: finished before, with these settings and data", file=sys.stderr)
+        keep_config(run_dir, config, dataset)  # settings of later stages may be new
+        say(f"{path}: finished before, with these settings and data")
         return model
 
     # Weights: the global generator. Batches and views: the one that Training holds.
@@ -657,7 +658,7 @@ def command_encode(words):
     parser.add_argument("file", help=".npz with X (n, L), in the data's units")
     parser.add_argument("--out", default="tokens.npz", help="file to write [tokens.npz]")
     args = parser.parse_args(words)
-    refuse_to_overwrite(args.out, ("tokens", "z_q", "X_hat"))
+    out = output_path(args.out)
     model, checkpoint = load_stage1(args.run_dir)
     dataset = Dataset(**checkpoint["data"])  # its scale and classes, no series
     arrays = read_arrays(args.file, ("X",), needed=("X",))
@@ -667,8 +668,8 @@ def command_encode(words):
         "z_q": encoded["pooled"].numpy(),  # (n, D of each band)
         "X_hat": dataset.to_original(encoded["x_hat"])[:, None],  # (n, 1, L)
     }
-    write_atomic(args.out, lambda file: np.savez_compressed(file, **arrays))
-    print(f"{args.out}: tokens {arrays['tokens'].shape}, z_q {arrays['z_q'].shape}, X_hat")
+    write_npz(out, **arrays)
+    print(f"{out}: tokens {arrays['tokens'].shape}, z_q {arrays['z_q'].shape}, X_hat")
 
 
 def main():

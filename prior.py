@@ -15,7 +15,6 @@ this code differ.
 """
 
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,13 +34,15 @@ from data import (
     hold,
     load_dataset,
     make_config,
+    output_path,
     pick_device,
     read_checkpoint,
     read_config,
     ready,
-    refuse_to_overwrite,
     run_command,
-    write_atomic,
+    say,
+    warn,
+    write_npz,
 )
 from ncvqvae import gumbel, load_stage1
 
@@ -225,7 +226,7 @@ def train_stage2(run_dir, config=None, dataset=None):
     path = run_dir / "stage2.pt"
     if path.exists():
         prior, _ = load_prior(run_dir, stage1, config, dataset)
-        print(f"{path}: finished before, with these settings and data", file=sys.stderr)
+        say(f"{path}: finished before, with these settings and data")
         return prior
 
     # Tokens are made once, as the tokenizer is frozen.
@@ -428,12 +429,12 @@ def save_samples(path, dataset, labels, **series):
     arrays = {name: dataset.to_original(x)[:, None] for name, x in series.items()}
     if labels is not None:
         arrays["y"] = np.array(dataset.classes)[labels.numpy()]  # (n,)
-    write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
+    write_npz(path, **arrays)
 
 
 def command_sample(args):
     """Draw series of one class, of all, or of none, from a run's models into an .npz."""
-    refuse_to_overwrite(args.out, ("X", "X_unconditional", "y"))
+    out = output_path(args.out)
     if not 1 <= args.n <= 10**7:
         raise InputError(f"--n {args.n}: should be from 1 to 10^7")
     config = make_config(args, asdict(read_config(args.run_dir)))
@@ -447,12 +448,15 @@ def command_sample(args):
         if not with_series.classes:
             raise InputError(f"--class all: {dataset.name} has no labels")
         labels = class_proportions(with_series.y_train, args.n)
+        absent = [str(c) for k, c in enumerate(dataset.classes) if not (labels == k).any()]
+        if absent:
+            warn(f"--n {args.n}: too few for class {', '.join(absent)} to have its share, one")
     else:
         labels = torch.full((args.n,), dataset.label(args.label))
     generator = torch.Generator(next(prior.parameters()).device).manual_seed(config.seed)
     series = sample(prior, stage1, labels, generator, config)
-    save_samples(args.out, dataset, None if args.label is None else labels, X=series)
-    print(f"{args.out}: {args.n} series of length {series.shape[1]}")
+    save_samples(out, dataset, None if args.label is None else labels, X=series)
+    print(f"{out}: {args.n} series of length {series.shape[1]}")
 
 
 def main():
@@ -470,7 +474,7 @@ def main():
     if args.command == "sample":
         command_sample(args)
     elif read_config(args.run_dir).stages == 1:
-        print(f"{args.run_dir}: --stages 1 asks for no prior", file=sys.stderr)
+        say(f"{args.run_dir}: --stages 1 asks for no prior")
     else:
         with hold(args.run_dir):
             train_stage2(args.run_dir)

@@ -24,7 +24,10 @@ refuse() {
 script=$(readlink -f "${BASH_SOURCE[0]}") # a link to run.sh is followed
 here=$(dirname "$script")
 out=${OUT:-runs}
-out=${out/#\~\//$HOME/} # a quoted ~ stays one
+case $out in # a quoted ~ stays one
+    "~") out=$HOME ;;
+    "~/"*) out=$HOME/${out:2} ;;
+esac
 # glibc keeps freed memory: else a step's 64 MB gradients are handed back and zeroed anew each time.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
 case ${1:-} in
@@ -78,7 +81,9 @@ done
 dry=0
 flags=()
 for flag in "$@"; do
-    if [ "$flag" = --dry-run ]; then
+    if [ "$flag" = --help ]; then
+        exec "$python" "$here/ncvqvae.py" --help
+    elif [ "$flag" = --dry-run ]; then
         dry=1
     else
         flags+=("$flag")
@@ -106,8 +111,12 @@ fi
     --datasets ${looked_up[@]+"${looked_up[@]}"} || exit 2
 
 run_one() { # dataset, method, augmentation, seed: all three stages of a run
-    local run settings
-    run=$out/$(basename -- "$1" .npz)/$2-$3/seed$((10#$4))
+    local name run settings
+    name=$(basename -- "$1" .npz)
+    if [ -d "$1" ]; then
+        name=$(cd -- "$1" && basename -- "$PWD") # of . and .. too
+    fi
+    run=$out/$name/$2-$3/seed$((10#$4))
     settings=("--dataset=$1" "--method=$2" "--augmentation=$3" "--seed=$4")
     if [ $dry = 1 ]; then
         printf '%q ' env "OUT=$out"

@@ -1284,7 +1284,7 @@ def test_cas_of_real_series_has_the_training_of_cas(tmp_path):
     d = data.load_dataset(own_data(tmp_path))
     config = tiny_config(cas_epochs=2, fcn_batch=10, fcn_epochs=3)  # 2 epochs of 5 batches
     x, labels = draw(50, 31, dtype=torch.float32), torch.arange(50) % 3
-    out = evaluate.score_samples(x, x, labels, d, config, tmp_path / "own/r/s")
+    out = evaluate.score_samples(x, x, labels, d, config, tmp_path / "own/r/seed1")
     again, training = evaluate.train_fcn(
         d.x_train, d.y_train, 3, Config(seed=0, fcn_steps=10, fcn_batch=10), tmp_path, "again"
     )
@@ -2423,7 +2423,7 @@ def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
         "fcn_accuracy",
     }
     with np.load(run / "samples.npz") as s:
-        assert s.files == ["X"] and s["X"].shape == (16, 1, 31)
+        assert s.files == ["made_by", "X"] and s["X"].shape == (16, 1, 31)
 
 
 def test_three_test_series_a_lone_last_batch_and_a_constant_series(tmp_path):

@@ -407,16 +407,17 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, monk
         InputError, match="stage1.pt: made with stage1_lr = 0.001, this run has 0.1"
     ):
         ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1))
-    assert data.read_config(run) == config
-    ncvqvae.train_stage1(run, dataclasses.replace(config, stage2_lr=0.1))
-    with pytest.raises(
-        InputError, match="stage2.pt: made with stage2_lr = 0.001, this run has 0.1"
+    for fields, message in (
+        ({"stage2_lr": 0.1}, "stage2.pt: made with stage2_lr = 0.001, this run has 0.1"),
+        ({"cas_epochs": 2}, "metrics.json: made with cas_epochs = 1, this run has 2"),
     ):
-        prior.train_stage2(run)
-    ncvqvae.train_stage1(run, dataclasses.replace(config, cas_epochs=2))
-    prior.train_stage2(run)
-    with pytest.raises(InputError, match="metrics.json: made with cas_epochs = 1, this run has 2"):
-        evaluate.evaluate_run(run)
+        other = dataclasses.replace(config, **fields)
+        with pytest.raises(InputError, match=message):
+            ncvqvae.train_stage1(run, other)
+        assert data.read_config(run) == config
+        with pytest.raises(InputError, match=message):
+            prior.train_stage2(run, other)
+            evaluate.evaluate_run(run, other)
     ncvqvae.train_stage1(run, dataclasses.replace(config, validate_epochs=3, stages=1))
     again = evaluate.evaluate_run(run)["cas"]
     assert again == m["cas"] == data.read_json(run / "metrics.json")["cas"]

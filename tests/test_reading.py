@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from data import Config, InputError
 from tests.helpers import (
     HERE,
     ROWS,
+    TINY,
     command,
     no_figures,
     npz,
@@ -370,9 +372,7 @@ def test_what_other_programs_write_is_read(tmp_path, capsys):
     low = npz(tmp_path / "low.npz", x_train=series, X_test=series)
     with pytest.raises(InputError, match=r"has \['x_train', 'X_test'\], needs"):
         data.load_dataset(low)
-    with pytest.raises(
-        InputError, match=f"x.ts: own data are an .npz, or a folder: give {tmp_path}"
-    ):
+    with pytest.raises(InputError, match="x.ts: own data are an .npz, or a folder: give the"):
         data.load_dataset(str(tmp_path / "x.ts"))
     series[2, 3] = 1e20  # a masked array's
     data.load_dataset(npz(tmp_path / "masked.npz", X_train=series, X_test=series[:2]))
@@ -650,3 +650,270 @@ def test_an_npy_is_no_npz_and_says_so(tmp_path):
     np.save(tmp_path / "gen.npy", np.ones((3, 31)))
     with pytest.raises(InputError, match="gen.npy: no .npz, or a cut one; np.savez"):
         command(evaluate, "samples", tmp_path / "gen.npy", "--dataset", own_data(tmp_path))
+
+
+# ---- first lines, separators, missing values: one rule for .tsv, .txt and .csv ----
+
+SERIES = [[1.5, 1, 2, 3, 2, 1, 0, 1], [2, 2, 1, 0, 1, 2, 3, 2.5], [0, 1, 0, 2, 1, 2, 3, 3]]
+
+
+def table(path, first=None, labels="aba", separator=","):
+    """Write SERIES behind a first line, with labels or (None) without."""
+    lines = [] if first is None else [first]
+    for i, values in enumerate(SERIES):
+        cells = ([labels[i]] if labels else []) + [str(value) for value in values]
+        lines.append(separator.join(cells))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix,separator", [(".csv", ","), (".tsv", "\t"), (".txt", " ")])
+@pytest.mark.parametrize(
+    "header",
+    ["label 0 1 2 3 4 5 6 7", "label 1 2 3 4 5 6 7 8", "y 0.0 0.5 1.0 1.5 2.0 2.5 3.0 3.5"],
+)
+def test_a_header_of_numbers_is_no_series(tmp_path, suffix, separator, header, capsys):
+    path = table(tmp_path / f"x{suffix}", header.replace(" ", separator), separator=separator)
+    x, labels = data.read_split(path)
+    assert x.tolist() == SERIES and labels == list("aba") and not capsys.readouterr().err
+
+
+def test_a_header_whose_first_column_is_another_name_says_how_it_is_read(tmp_path, capsys):
+    x, labels = data.read_split(
+        table(tmp_path / "x.tsv", "activity\t" + "\t".join("01234567"), separator="\t")
+    )
+    assert x.tolist() == SERIES and labels == list("aba")  # a .tsv has labels
+    header = "activity,t0,t1,t2,t3,t4,t5,t6,t7"
+    with pytest.raises(InputError, match="row 2: could not convert string to float: 'a'"):
+        data.read_split(table(tmp_path / "x.csv", header))
+    x, labels = data.read_split(table(tmp_path / "x.csv", header, labels="121"))
+    assert labels is None and x.shape == (3, 9)
+    assert "the first column, activity, is read as a value" in capsys.readouterr().err
+    for plain in ("t0,t1,t2,t3,t4,t5,t6,t7", "0,1,2,3,4,5,6,7"):
+        x, labels = data.read_split(table(tmp_path / "x.csv", plain, labels=None))
+        assert x.tolist() == SERIES and labels is None and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "header", ["a,b,c,d,e,f,g,h,label", "id,class,c,d,e,f,g,h,i", "0,1,2,3,4,5,6,7,y"]
+)
+def test_a_label_column_that_is_not_the_first_is_refused(tmp_path, header):
+    with pytest.raises(InputError, match=r"x.csv, row 1: column \d is called \w+; put it first"):
+        data.read_split(table(tmp_path / "x.csv", header, labels="121"))
+
+
+@pytest.mark.parametrize(
+    "cell", ["-inf", "n/a", "#N/A", "-", "--", ".", "NULL", "<NA>", "0.5o", "1_0"]
+)
+def test_a_wrong_value_makes_no_header_of_the_first_line(tmp_path, cell):
+    path = table(tmp_path / "x.csv")
+    path.write_text(path.read_text().replace("a,1.5", f"a,{cell}", 1))
+    if cell == "-inf":
+        assert data.read_split(path)[0].shape == (3, 8)  # refused with its row later
+        return
+    with pytest.raises(InputError, match="x.csv, row 1: "):
+        data.read_split(path)
+
+
+@pytest.mark.parametrize(
+    "name,text,message",
+    [
+        ("x.csv", "My measurements\na,1,2\n", "row 1: expects commas between values"),
+        ("x.csv", "1 2 3\n1 2 3\n", "row 1: expects commas between values"),
+        ("x.txt", "1,2,3\n", "row 1: expects blanks between values"),
+        ("x.txt", "1, 2, 3\n", "row 1: expects blanks between values"),
+        ("x.tsv", "1 2 3\n", "row 1: expects tabs between values"),
+        ("x.csv", "label,t0,t1\na,1,2\nlabel,t0,t1\nb,2,3\n", "row 3: the header once more"),
+    ],
+)
+def test_separators_and_titles_are_said(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        data.read_split(tmp_path / name)
+
+
+def test_quotes_belong_to_no_cell(tmp_path):
+    (tmp_path / "x.csv").write_text('"label","t0","t1"\n"a, b","1.5","2"\n"c","3","4e0"\n')
+    x, labels = data.read_split(tmp_path / "x.csv")
+    assert x.tolist() == [[1.5, 2], [3, 4]] and labels == ["a, b", "c"]
+
+
+def test_a_first_line_in_even_steps_is_asked_about(tmp_path, capsys):
+    data.read_split(table(tmp_path / "x.csv", "1,2,3,4,5,6,7,8,9", labels="121"))
+    assert "the first series rises in even steps, no other does" in capsys.readouterr().err
+    data.read_split(table(tmp_path / "x.csv", labels="121"))
+    assert not capsys.readouterr().err
+
+
+def test_both_splits_are_read_in_one_format(tmp_path, capsys):
+    table(tmp_path / "st_TRAIN.csv")
+    table(tmp_path / "st_TEST.csv")
+    table(tmp_path / "st_TRAIN.tsv", separator="\t", labels="bbb")
+    folder = tmp_path / "st"
+    folder.mkdir()
+    for path in tmp_path.glob("st_*"):
+        path.rename(folder / path.name)
+    assert [path.suffix for path in data.find_files(str(folder))] == [".csv", ".csv"]
+    assert "TRAIN is there as .tsv, .csv, TEST as .csv; .csv is read" in capsys.readouterr().err
+
+
+def test_nothing_of_the_users_is_replaced_by_a_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "download_dataset", lambda *names: pytest.fail("downloads"))
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("Half", "Half_TRAIN.ts"), ("Arff", "Arff_TRAIN.arff")):
+        (tmp_path / "ucr" / name).mkdir(parents=True)
+        (tmp_path / "ucr" / name / file).write_text("mine")
+        with pytest.raises(InputError, match=f"{name}: has {file}; needs {name}_TRAIN and"):
+            data.load_dataset(name, tmp_path / "ucr")
+        assert (tmp_path / "ucr" / name / file).read_text() == "mine"
+    own_data(tmp_path, name="mine.npz")
+    (tmp_path / "folder").mkdir()
+    for name, path in (("mine", "mine.npz"), ("folder", "folder")):
+        with pytest.raises(InputError, match=f"for what is here write ./{path}"):
+            data.load_dataset(name, tmp_path / "ucr")
+
+
+@pytest.mark.parametrize("code,places", [(-9999, 0.3), (1e20, 0.3), (-999, 0.002)])
+def test_codes_for_missing_values_are_asked_about_however_many(tmp_path, capsys, code, places):
+    x = np.random.default_rng(0).standard_normal((20, 50))
+    x[:, : max(1, int(50 * places))] = code
+    data.load_dataset(npz(tmp_path / "own.npz", X_train=x, X_test=x[::-1]))
+    assert f"series 1 has a value of {code:g}" in capsys.readouterr().err
+    mostly_zero = np.where(np.abs(x) < 1.5, 0, x)
+    mostly_zero[:, :15] = 0
+    mostly_zero[3, 4] = -9999
+    data.load_dataset(npz(tmp_path / "zero.npz", X_train=mostly_zero, X_test=mostly_zero))
+    assert "series 4 has a value of -9999" in capsys.readouterr().err
+
+
+def test_labels_with_blanks_are_one_class_and_a_missing_one_is_said(tmp_path):
+    x = np.random.default_rng(0).standard_normal((4, 12))
+
+    def load(*labels):
+        y = np.array(labels)
+        return data.load_dataset(npz(tmp_path / "o.npz", X_train=x, y_train=y, X_test=x, y_test=y))
+
+    assert load("walk", "walk ", "run", "run").classes == ["run", "walk"]
+    with pytest.raises(InputError, match="series 2 has label 'none', which stands for a missing"):
+        load("mild", "none", "mild", "severe")
+
+
+def test_samples_of_other_units_are_asked_about(tmp_path, capsys):
+    own = data.load_dataset(own_data(tmp_path))
+    raw = own.to_original(own.x_test)
+    own.check_and_standardise(raw, "x.npz, X")
+    assert not capsys.readouterr().err
+    own.check_and_standardise((raw - own.mean) / own.std, "x.npz, X")
+    assert "x.npz, X: mean" in capsys.readouterr().err
+    with pytest.raises(InputError, match="x.npz, X: 0 series"):
+        own.check_and_standardise(raw[:0], "x.npz, X")
+
+
+def test_a_refused_or_narrower_command_leaves_a_finished_run_as_it_is(tmp_path, monkeypatch):
+    no_figures(monkeypatch)
+    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
+    short = {"dataset": own, "stage1_steps": 1, "stage2_steps": 1, "guidance": 1.5}
+    config = tiny_config(**short)
+    run_all(run, config)
+    before = (run / "config.json").read_bytes()
+    for other in ({"guidance": 5.0}, {"stage2_steps": 2}, {"cas_epochs": 2}):
+        with pytest.raises(InputError, match="made with"):
+            ncvqvae.train_stage1(run, dataclasses.replace(config, **other))
+        assert (run / "config.json").read_bytes() == before
+    ncvqvae.train_stage1(run, tiny_config(dataset=own, stage1_steps=1, stages=1))
+    kept = data.read_config(run)
+    assert (kept.stages, kept.guidance, kept.stage2_steps) == (1, 1.5, 1)
+    assert evaluate.evaluate_run(run)["stages"] == 2  # finished before
+    ncvqvae.train_stage1(run, config)
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_output_files_replace_files_of_ours_alone_and_none_of_a_run(tmp_path, monkeypatch, capsys):
+    no_figures(monkeypatch)
+    run = tmp_path / "own/naive-none/seed1"
+    run_all(run, tiny_config(dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=1))
+    theirs = npz(tmp_path / "theirs.npz", X=np.zeros((2, 31)), y=np.array(["up", "down"]))
+    for out, message in (
+        (theirs, "is there and is no file of ours"),
+        (run / "samples.npz", "is a file of that run"),
+    ):
+        before = Path(out).read_bytes()
+        with pytest.raises(InputError, match=message):
+            command(prior, "sample", run, "--n", "2", "--out", out)
+        with pytest.raises(InputError, match=message):
+            command(ncvqvae, "encode", run, theirs, "--out", out)
+        assert Path(out).read_bytes() == before
+    for _ in range(2):
+        command(prior, "sample", run, "--n", "2", "--class", "all", "--out", tmp_path / "x.npz")
+    assert "--n 2: too few for class" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command(prior, "sample", run, "--n", "2", "--out", "~/home.npz")
+    assert (tmp_path / "home.npz").exists()
+
+
+def test_numbers_of_numpy_and_paths_are_settings_too(tmp_path):
+    config = Config(seed=np.int64(3), stage1_lr=np.float64(0.5), dataset="toy")
+    assert type(config.seed) is int and config == Config(seed=3, stage1_lr=0.5)
+    assert data.load_dataset(Path(own_data(tmp_path))).length == 31
+
+
+def test_a_folder_of_a_run_elsewhere_keeps_its_own_classifier(tmp_path):
+    out = tmp_path.resolve()
+    assert evaluate.shared_folder(out / "own/naive-none/seed12") == out / "own"
+    assert evaluate.shared_folder(out / "own/scored/x") == out / "own"
+    assert evaluate.shared_folder(out / "myrun") == out / "myrun"
+
+
+def test_commands_on_what_is_not_there_make_nothing(tmp_path):
+    for words in (("run", tmp_path / "none"), ("compare", tmp_path / "none")):
+        with pytest.raises(InputError, match="none"):
+            command(evaluate, *words)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_grid_whose_sets_share_a_folder_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, two = own_data(tmp_path / "a"), own_data(tmp_path / "b")
+    done = shell(f"{one},{two}", "naive", cwd=tmp_path)
+    assert done.returncode == 2 and "would share the folder own" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    done = shell(one, "naive", "none", "²", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("a whole number")
+
+
+def test_run_sh_names_a_folder_by_what_it_is_and_needs_no_home(tmp_path):
+    (tmp_path / "mine").mkdir()
+    table(tmp_path / "mine/mine_TRAIN.csv")
+    table(tmp_path / "mine/mine_TEST.csv")
+    words = ("naive", "none", "1", *TINY, "--n-fft=4", "--stages=1")
+    env = {name: value for name, value in os.environ.items() if name != "HOME"}
+    env |= {"PYTHON": sys.executable, "OUT": "out", "OMP_NUM_THREADS": "1", "DEVICE": "cpu"}
+    done = subprocess.run(
+        ["bash", str(HERE / "run.sh"), ".", *words],
+        cwd=tmp_path / "mine",
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine/out/mine/naive-none/seed1/metrics.json").exists()
+    done = shell("--dry-run", cwd=tmp_path, OUT="~", HOME=str(tmp_path))
+    assert f"env OUT={tmp_path} " in done.stdout
+
+
+def test_progress_that_nobody_reads_stops_no_run(tmp_path):
+    own = own_data(tmp_path)
+    words = [f"--dataset={own}", "--method=naive", *TINY]
+    with open("/dev/full", "w") if os.path.exists("/dev/full") else open(os.devnull, "w") as full:
+        done = subprocess.run(
+            [sys.executable, str(HERE / "ncvqvae.py"), str(tmp_path / "run"), *words], stderr=full
+        )
+    assert done.returncode == 0 and (tmp_path / "run/stage1.pt").exists()
+    done = subprocess.run(
+        [sys.executable, str(HERE / "ncvqvae.py"), "--help"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "--method" in done.stdout
