@@ -270,47 +270,52 @@ def is_whole(row):
     return row["complete_data"] or published == row["n_train"] + row["n_test"] + 1
 
 
+EARLIER = ", earlier classifiers"
+
+
 def grid(rows):
     """The cells of the runs on complete data by a known schedule.
 
     The presets' classifiers have changed once. FID, IS and CAS of two classifiers do not compare,
-    so a cell has rows of one alone: of the one that more of its models have, or else the later.
+    so runs of the earlier ones have cells of their own, whose schedule ends in EARLIER. Runs of
+    stage 1 alone, which have no classifier, stand in both, where there are both.
     """
     words_of = schedules()
-    by_classifier = {}  # {(dataset, schedule): {"earlier": cell, "later": cell}}
+    cells = {}
+    without_classifier = []
     for row in rows:
         model = (row["method"], row["augmentation"])
         words = schedule(row, words_of)
-        if words and row["dataset"] in THESIS_SETS and model in MODELS and is_whole(row):
-            key = (row["dataset"], words)
-            kinds = by_classifier.setdefault(key, {"earlier": {}, "later": {}})
-            if row["later_settings"] == "none":
-                classifiers = ["earlier", "later"]  # stage 1 alone: no classifier at all
-            elif words.startswith("thesis") or "steps_per_class" in row["later_settings"]:
-                classifiers = ["later"]
-            else:
-                classifiers = ["earlier"]
-            for classifier in classifiers:
-                models = kinds[classifier].setdefault(model, {})
-                models[row["seed"]] = row
-    cells = {}
-    for key, kinds in sorted(by_classifier.items()):
-        more_models = len(kinds["earlier"]) > len(kinds["later"])
-        cells[key] = kinds["earlier"] if more_models else kinds["later"]
-    return cells
+        if not (words and row["dataset"] in THESIS_SETS and model in MODELS and is_whole(row)):
+            continue
+        if row["later_settings"] == "none":
+            without_classifier.append((row, model, words))
+            continue
+        if not words.startswith("thesis") and "steps_per_class" not in row["later_settings"]:
+            words += EARLIER
+        models = cells.setdefault((row["dataset"], words), {})
+        models.setdefault(model, {})[row["seed"]] = row
+    for row, model, words in without_classifier:
+        cells.setdefault((row["dataset"], words), {})
+        for key in ((row["dataset"], words), (row["dataset"], words + EARLIER)):
+            if key in cells:
+                cells[key].setdefault(model, {}).setdefault(row["seed"], row)
+    return dict(sorted(cells.items()))
 
 
 def one_schedule(cells):
     """The cells with naive and another model, each dataset once, in the thesis' order.
 
-    The schedule with the most models, then the thesis', then `fast`, then that of more runs.
+    The schedule with the most models, then the thesis', then `fast`, then that of today's
+    classifiers, then that of more runs.
     """
     best = {}  # {dataset: (weight, schedule)}
     for (dataset, words), models in cells.items():
         if NAIVE in models and len(models) > 1:
             n_runs = sum(map(len, models.values()))
             by_thesis = words.startswith("thesis")
-            weight = (len(models), by_thesis, words.startswith("fast"), n_runs)
+            today = EARLIER not in words
+            weight = (len(models), by_thesis, words.startswith("fast"), today, n_runs)
             if dataset not in best or weight > best[dataset][0]:
                 best[dataset] = (weight, words)
     chosen = {}

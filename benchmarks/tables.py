@@ -208,8 +208,8 @@ def readme_table(cells, model=("vibcreg", "slice")):
         line.append(f"{statistics.mean(spent):.0f}" if spent else "")
         lines.append(line)
     counts = []
-    for name in ("recon", "KNN", "SVM"):
-        found = judged(compared, name.lower())
+    for name, (ours, _) in README_COLUMNS.items():
+        found = judged(compared, ours)
         total = sum(map(len, found.values()))
         counts.append(f"{name} {total - len(found['worse'])} of {total}")
     return (

@@ -189,6 +189,7 @@ def test_headline_stars_what_seeds_do_not_explain():
         ["barlow-warp", "2", "-0.100 [+0.033]*", "+0.380 [+0.085]*"],  # more models than fast
         ["vibcreg-slice", "1", "+0.001 [-0.043]", "+0.010 [-0.084]"],
     ]
+    assert "| worse than naive, star or not | 1 | 0 |" in "\n".join(lines)
     std = pooled_std("Symbols", "recon")
     assert bounds.startswith(f"| Symbols | {2.084 * math.sqrt(2) * std:.3f} |")
     assert "| recon | 0 | 1 | 2 | Symbols naive-none, Symbols vibcreg-slice |" in lines
@@ -307,7 +308,7 @@ def test_the_readmes_table_has_a_row_a_set_in_the_order_of_the_thesis():
         "| Symbols, thesis | [0.11] | 0.05 [0.07] | 0.50 [0.50] | 0.70 [0.42]"
     )
     assert lines[1].endswith("| 1 |") and lines[0].endswith("|  |")  # no minutes without stage 2
-    assert "recon 0 of 0, KNN 4 of 4, SVM 2 of 2" in counts
+    assert "recon 1 of 1, KNN 4 of 4, SVM 2 of 2" in counts
 
 
 def test_tables_are_put_between_their_markers(tmp_path):
