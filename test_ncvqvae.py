@@ -32,9 +32,7 @@ import evaluate
 import ncvqvae
 import prior
 from data import Config, InputError
-from ncvqvae import NCVQVAE
-from prior import Prior
-from tests.helpers import (
+from helpers import (
     HERE,
     TINY,
     command,
@@ -49,6 +47,8 @@ from tests.helpers import (
     tiny_config,
     tiny_model,
 )
+from ncvqvae import NCVQVAE
+from prior import Prior
 
 # ---- data: sets and settings (§5.2) ----
 

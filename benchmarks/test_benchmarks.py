@@ -36,7 +36,7 @@ from benchmarks.rows import (
     write_csv,
 )
 from data import Config
-from tests.helpers import draw, own_data, run_all, tiny_config, tiny_model
+from helpers import draw, own_data, run_all, tiny_config, tiny_model
 
 
 def test_tables_judge_by_the_published_noise(monkeypatch):

@@ -20,7 +20,7 @@ import evaluate
 import ncvqvae
 import prior
 from data import InputError
-from tests.helpers import (
+from helpers import (
     HERE,
     TINY,
     linear_training,

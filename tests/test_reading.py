@@ -17,7 +17,7 @@ import evaluate
 import ncvqvae
 import prior
 from data import Config, InputError
-from tests.helpers import (
+from helpers import (
     HERE,
     ROWS,
     TINY,
