@@ -81,6 +81,8 @@ def first_line(error):
 
 def say(text):
     """One line on stderr. A terminal that is gone, or a full disk behind it, stops no run."""
+    if sys.stderr is None:  # closed by the shell, 2>&-
+        return
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -761,7 +763,7 @@ def read_split(path):
         lines, labelled = skip_ts_header(path, lines)
     rows, labels = [], []
     for number, line in lines:
-        line = line.strip()
+        line = line.lstrip(" ").rstrip()  # a tab in front is an empty cell
         comment = not rows and line.startswith("# ")  # numpy.savetxt writes its header so
         if not line or comment:
             continue
@@ -1282,7 +1284,7 @@ def keep_config(run_dir, config, dataset):
     """
     path = Path(run_dir) / "config.json"
     if config.stages == 1 and path.exists():
-        config = replace(read_config(run_dir), stages=1)
+        config = replace(read_config(run_dir), stages=1, dataset=config.dataset)  # may have moved
     elif config.stages == 2:
         if (Path(run_dir) / "stage2.pt").exists():
             read_checkpoint(Path(run_dir) / "stage2.pt", "stage2", config, dataset)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -732,6 +733,14 @@ def test_separators_and_titles_are_said(tmp_path, name, text, message):
         data.read_split(tmp_path / name)
 
 
+def test_an_index_in_front_is_seen_in_every_format(tmp_path):
+    for suffix, separator in ((".csv", ","), (".tsv", "\t")):
+        path = tmp_path / f"x{suffix}"
+        path.write_text(",label,0,1\n0,1,1,2\n1,2,2,3\n".replace(",", separator))
+        with pytest.raises(InputError, match="row 1: its first column has no name: an index"):
+            data.read_split(path)
+
+
 def test_quotes_belong_to_no_cell(tmp_path):
     (tmp_path / "x.csv").write_text('"label","t0","t1"\n"a, b","1.5","2"\n"c","3","4e0"\n')
     x, labels = data.read_split(tmp_path / "x.csv")
@@ -820,9 +829,12 @@ def test_a_refused_or_narrower_command_leaves_a_finished_run_as_it_is(tmp_path, 
         with pytest.raises(InputError, match="made with"):
             ncvqvae.train_stage1(run, dataclasses.replace(config, **other))
         assert (run / "config.json").read_bytes() == before
-    ncvqvae.train_stage1(run, tiny_config(dataset=own, stage1_steps=1, stages=1))
+    (tmp_path / "moved").mkdir()
+    moved = shutil.copy(own, tmp_path / "moved/own.npz")
+    ncvqvae.train_stage1(run, tiny_config(dataset=str(moved), stage1_steps=1, stages=1))
     kept = data.read_config(run)
     assert (kept.stages, kept.guidance, kept.stage2_steps) == (1, 1.5, 1)
+    assert kept.dataset == str(moved)
     assert evaluate.evaluate_run(run)["stages"] == 2  # finished before
     ncvqvae.train_stage1(run, config)
     assert (run / "config.json").read_bytes() == before
