@@ -5,7 +5,7 @@ In the order of the modules and of the thesis: data (§5.1.1, §5.2), ncvqvae (�
 loops and float64, written here. tests/test_reading.py: files and settings that people bring.
 tests/test_faults.py: what may go wrong around a run.
 
-All tests: bash run.sh test (under 3 minutes on 2 cores), with the long ones: test --slow.
+All tests: bash run.sh test (3 to 4 minutes on 2 cores), with the long ones: test --slow.
 """
 
 import contextlib
