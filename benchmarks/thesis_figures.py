@@ -93,12 +93,17 @@ def name_models(figure, models=MODELS, with_published=True):
 
 
 def plain_numbers(axis):
-    """0.1, 0.2, 0.5, 1, 2 on a logarithmic y axis instead of powers of ten."""
+    """0.1, 0.2, 0.3, 0.5, 0.7 on a logarithmic y axis instead of powers of ten."""
     if axis.get_yscale() == "log":
         ticker = pyplot().matplotlib.ticker
-        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def short(schedule):
+    """`fast, earlier` of `fast, bf16, earlier classifiers`: room is scarce."""
+    return schedule.replace(", bf16", "").replace(", float32", "").replace(" classifiers", "")
 
 
 def set_names(cells, metric):
@@ -109,7 +114,7 @@ def set_names(cells, metric):
         n = f"{min(counts)}–{max(counts)}"
         if min(counts) == max(counts):
             n = str(max(counts))
-        names.append(f"{dataset}\n{schedule}, n {n}")
+        names.append(f"{dataset}\n{short(schedule)}, n {n}")
     return names
 
 
@@ -198,7 +203,7 @@ def curves(results, cells, key, label, methods=COLOURS):
     for axis, ((dataset, schedule), models) in zip(axes, lines.items(), strict=True):
         for model, (steps, values) in models.items():
             axis.plot(steps, values, lw=1, ms=3, markevery=0.2, **look(model))
-        axis.set(title=f"{dataset}, {schedule}", yscale="log")
+        axis.set(title=f"{dataset}, {short(schedule)}", yscale="log")
         plain_numbers(axis)
         axis.set(xlabel="optimiser step", ylabel=label)
     shown = [model for model in MODELS if model[0] in methods]
@@ -232,7 +237,9 @@ def against(cells, x_of, x_metric, y_metric, with_published=True):
             ys = np.array([y for _, y, _ in points])
             ends = np.array([xs.min(), xs.max()])
             axis.plot(ends, np.polyval(np.polyfit(xs, ys, 1), ends), color="0.6", lw=1)
-        axis.set(title=f"{dataset}, {schedule}", xlabel=LABELS[x_metric], ylabel=LABELS[y_metric])
+        axis.set(
+            title=f"{dataset}, {short(schedule)}", xlabel=LABELS[x_metric], ylabel=LABELS[y_metric]
+        )
         axis.locator_params(axis="x", nbins=5)
     shown = [model for model in MODELS if with_published or model in drawn]
     name_models(figure, shown, with_published)
