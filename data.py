@@ -426,11 +426,10 @@ def load_dataset(name, root=None):
         splits = [toy_split(seed) for seed in (0, 1)]
     elif name.endswith(".npz"):
         splits = read_npz(name)
-        name = Path(name).stem
     else:
         files = find_files(name, root)
         splits = [read_split(file) for file in files]
-        name = Path(name).name
+    name = name_of_dataset(name)
     (x_train, words_train), (x_test, words_test) = splits
     if (words_train is None) != (words_test is None):
         raise InputError(f"{name}: one split has labels, the other has none; give both or neither")
@@ -465,6 +464,11 @@ def resolve_dataset(name):
     if name.endswith(".npz") or "/" in name or os.sep in name or name in (".", ".."):
         return str(Path(name).expanduser().resolve())
     return name
+
+
+def name_of_dataset(resolved):
+    """What a resolved dataset is called, and its folder below OUT: the last part of a path."""
+    return Path(resolved).stem if resolved.endswith(".npz") else Path(resolved).name
 
 
 def toy_split(seed):
@@ -595,8 +599,9 @@ def warn_of_codes_for_missing(name, files, x_train, x_test):
     It may be there many times, as where short series are filled up, so the others are looked at
     without it.
     """
+    median = np.median(x_train)
     for file, x in zip(files, (x_train, x_test), strict=True):
-        row, column = np.unravel_index(np.abs(x - np.median(x_train)).argmax(), x.shape)
+        row, column = np.unravel_index(np.abs(x - median).argmax(), x.shape)
         extreme = x[row, column]
         others = x_train[x_train != extreme]
         if len(others) == 0:
@@ -1617,7 +1622,7 @@ def main():
     folders = {}  # {folder below OUT: dataset}
     for dataset in args.datasets:
         name = resolve_dataset(dataset)
-        folder = Path(name).stem if name.endswith(".npz") else Path(name).name
+        folder = name_of_dataset(name)
         if folders.setdefault(folder, name) != name:
             raise InputError(
                 f"{folders[folder]} and {name} would share the folder {folder}; run one of them "

@@ -860,15 +860,18 @@ def command_samples(args):
 
 def compare(run_dirs):
     """Print one row a run: what `run.sh` ends with. A run that is not finished is named."""
-    if not any((Path(run_dir) / "metrics.json").exists() for run_dir in run_dirs):
+    finished = []
+    for run_dir in run_dirs:
+        if (Path(run_dir) / "metrics.json").exists():
+            finished.append(run_dir)
+        else:
+            say(f"{run_dir}: no metrics.json, not finished: left out")
+    if not finished:
         raise InputError(f"{', '.join(map(str, run_dirs))}: no metrics.json of a finished run")
     print("| run | " + " | ".join(SHOWN) + " | minutes |")
     print("|---" * (len(SHOWN) + 2) + "|")
-    for run_dir in run_dirs:
+    for run_dir in finished:
         path = Path(run_dir) / "metrics.json"
-        if not path.exists():
-            say(f"{run_dir}: no metrics.json, not finished: left out")
-            continue
         metrics = read_json(path)
         cells = []
         for key in SHOWN:

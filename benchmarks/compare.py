@@ -36,6 +36,7 @@ from benchmarks.rows import (
     schedule,
     schedules,
     star,
+    without_precision,
 )
 from data import Config
 
@@ -224,10 +225,7 @@ def by_set(compared, cells, found, metrics):
     for (dataset, words), models in compared.items():
         m = len(models[NAIVE])
         n = sum(map(len, models.values())) - m
-        line = [
-            f"{dataset}, {words.replace(', bf16', '').replace(', float32', '')}",
-            str(len(models) - 1),
-        ]
+        line = [f"{dataset}, {without_precision(words)}", str(len(models) - 1)]
         for metric in metrics:
             std = noise(cells, dataset, metric)
             chosen = [d for d in found if (d.dataset, d.metric) == (dataset, metric)]

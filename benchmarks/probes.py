@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.rows import PROBES, find_runs, markdown, markdown_row, schedules
+from benchmarks.rows import PROBES, find_runs, markdown, markdown_row, read_probes, schedules
 from data import (
     Config,
     InputError,
@@ -34,6 +34,7 @@ from evaluate import (
     frechet_distance,
     inception_score,
     probe,
+    shared_folder,
     train_fcn,
 )
 from ncvqvae import encode_split, load_stage1
@@ -83,9 +84,7 @@ def command_train_mode(run_dirs):
 
 def add_to_probes(run_dir, scores):
     """Write scores into a run's probe.json, beside what it has."""
-    path = Path(run_dir) / "probe.json"
-    before = read_json(path) if path.exists() else {}
-    write_json(path, before | scores)
+    write_json(Path(run_dir) / "probe.json", read_probes(run_dir) | scores)
 
 
 def thesis_cas(run_dir):
@@ -122,8 +121,7 @@ def command_cas(run_dirs):
     """CAS of finished runs by the thesis' schedule into probe.json, printed beside their own."""
     print(markdown(["run", "cas", "cas_real", "cas_thesis", "minutes"], []), end="")
     for run_dir in map(Path, run_dirs):
-        path = run_dir / "probe.json"
-        scores = read_json(path) if path.exists() else {}
+        scores = read_probes(run_dir)
         if "cas_thesis" not in scores:
             scores = thesis_cas(run_dir)
         metrics = read_json(run_dir / "metrics.json")
@@ -145,8 +143,7 @@ def parts(run_dir):
     dataset = load_dataset(config.dataset)
     n_classes = len(dataset.classes)
     model, _ = load_stage1(run_dir, config, dataset)
-    folder = Path(run_dir).parent.parent
-    fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, dataset))
+    fcn, _, _ = dataset_fcn(shared_folder(run_dir), dataset, fcn_config(config, dataset))
     conditional, y = labelled_samples(run_dir, dataset)
     samples = read_arrays(Path(run_dir) / "samples.npz", ("X_unconditional",))
     unconditional = dataset.standardise(samples["X_unconditional"][:, 0])

@@ -137,9 +137,13 @@ def read_run(run_dir):
     for stage in stages:
         unit = "steps" if getattr(config, f"{stage}_steps") else "epochs"  # steps replace epochs
         row[f"{stage}_{unit}"] = getattr(config, f"{stage}_{unit}")
-    if (run_dir / "probe.json").exists():
-        row |= read_json(run_dir / "probe.json")
-    return row
+    return row | read_probes(run_dir)
+
+
+def read_probes(run_dir):
+    """What probes.py has written into a run's probe.json, {} where it has not."""
+    path = Path(run_dir) / "probe.json"
+    return read_json(path) if path.exists() else {}
 
 
 def identity(row):
@@ -271,6 +275,11 @@ def is_whole(row):
 
 
 EARLIER = ", earlier classifiers"
+
+
+def without_precision(words):
+    """`fast` of a schedule `fast, bf16`."""
+    return words.replace(", bf16", "").replace(", float32", "")
 
 
 def grid(rows):

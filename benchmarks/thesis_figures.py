@@ -26,6 +26,7 @@ from benchmarks.rows import (
     one_schedule,
     published,
     read_rows,
+    without_precision,
 )
 from data import AUGMENTATIONS, Config, augment, load_dataset, run_command, write_atomic
 from evaluate import pyplot
@@ -103,7 +104,7 @@ def plain_numbers(axis):
 
 def short(schedule):
     """`fast, earlier` of `fast, bf16, earlier classifiers`: room is scarce."""
-    return schedule.replace(", bf16", "").replace(", float32", "").replace(" classifiers", "")
+    return without_precision(schedule).replace(" classifiers", "")
 
 
 def set_names(cells, metric):

@@ -15,7 +15,7 @@ from unittest import mock
 import prior
 from benchmarks.rows import markdown, markdown_row, schedules, settings
 from data import read_config, read_json, run_command
-from evaluate import evaluate_run
+from evaluate import evaluate_run, shared_folder
 
 SHOWN = ("prior_loss", "fid", "fid_recon", "fid_floor", "is", "is_real", "cas")
 
@@ -37,8 +37,8 @@ def tie(out, run_dir):
     folder = Path(out).joinpath(*run_dir.parts[-3:])
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(run_dir / "stage1.pt", folder)
-    for path in run_dir.parent.parent.glob("fcn-*.pt"):
-        shutil.copy(path, folder.parent.parent)
+    for path in shared_folder(run_dir).glob("fcn-*.pt"):
+        shutil.copy(path, shared_folder(folder))
     config = read_config(run_dir)
     with mock.patch.object(prior, "Prior", TiedPrior):
         prior.train_stage2(folder, config)
