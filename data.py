@@ -187,6 +187,7 @@ class Config:
     prior_layers: int = number(4, 1, 1000)  # Table 5.1
     prior_heads: int = number(2, 1, 1000)  # Table 5.1; 4 in the paper (ledger 17)
     prior_ff_ratio: int = number(1, 1, 1000)  # Table 5.1
+    prior_dropout: float = number(0.0, 0, 0.99)  # in the prior's blocks; TimeVQVAE 1.0.1: 0.3
     class_dropout: float = number(0.2, 0, 1)  # share of series trained without their class
     embedding: str = choice("codebook", "random")  # start of the token vectors (§4.1.2)
     loss_on: str = choice("masked", "all")  # tokens in the cross-entropy, eq. 3.5 (ledger 7)
@@ -1564,6 +1565,7 @@ class Training:
             weights,
             model=weights,
             generator=self.generator.get_state(),
+            dropout=torch.get_rng_state(),  # a CPU's
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             order=self.row_order,
         )
@@ -1577,6 +1579,7 @@ class Training:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.generator.set_state(state["generator"])
+            torch.set_rng_state(state.get("dropout", torch.get_rng_state()))  # older files: none
             self.row_order = state["order"].to(self.device)
             self.step = state["step"]
             self.started -= state["seconds"]  # spent before the interruption

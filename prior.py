@@ -54,9 +54,10 @@ from ncvqvae import gumbel, load_stage1
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, (B, N, E) -> (B, N, E). All tokens see each other."""
 
-    def __init__(self, dim, heads, ff_ratio):
+    def __init__(self, dim, heads, ff_ratio, dropout):
         super().__init__()
         self.heads = heads
+        self.dropout = nn.Dropout(dropout)  # of what each half adds
         self.norm1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -72,8 +73,8 @@ class Block(nn.Module):
         # Written out, as a fused kernel takes 4 times as long in bf16 on a CPU.
         attention = (q @ k.transpose(2, 3) / math.sqrt(per_head)).softmax(-1)  # (B, heads, N, N)
         mixed = (attention @ v).transpose(1, 2).reshape(B, N, E)
-        h = h + self.out(mixed)
-        return h + self.ff(self.norm2(h))
+        h = h + self.dropout(self.out(mixed))
+        return h + self.dropout(self.ff(self.norm2(h)))
 
 
 class Prior(nn.Module):
@@ -105,7 +106,8 @@ class Prior(nn.Module):
         self.to_hidden = nn.Linear(D, E)  # codes are narrower than E
         blocks = []
         for _ in range(config.prior_layers):
-            blocks.append(Block(E, config.prior_heads, config.prior_ff_ratio))
+            block = Block(E, config.prior_heads, config.prior_ff_ratio, config.prior_dropout)
+            blocks.append(block)
         self.blocks = nn.Sequential(*blocks)
         self.norm_out = nn.LayerNorm(E)
         self.to_code = nn.Linear(E, D)
@@ -270,8 +272,10 @@ def train_stage2(run_dir, config=None, dataset=None):
         training.step_done(loss)
 
         if training.just_ended(config.validate_epochs):
+            prior.eval()  # no dropout
             # With a generator of its own: training's draws stay as they are (Fig. 6.11).
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
+            prior.train()
     training.finish(path, data=dataset.info())
     return load_prior(run_dir, stage1, config, dataset)[0]
 

@@ -778,7 +778,7 @@ def test_mask_tokens_counts_and_mean_share():
 
 
 def test_attention_is_every_devices_attention():
-    block, h = prior.Block(32, 2, 1).double(), draw(3, 7, 32)
+    block, h = prior.Block(32, 2, 1, 0.0).double(), draw(3, 7, 32)
     block.norm1.weight.data.fill_(2.0)
     qkv = block.qkv(block.norm1(h)).view(3, 7, 3, 2, 16)
     a = torch.stack(
@@ -1948,6 +1948,7 @@ def test_the_test_split_is_looked_at_every_so_many_epochs_and_nothing_moves(tmp_
             stage2_epochs=3,
             stage1_batch=10,
             stage2_batch=10,
+            prior_dropout=0.5,  # not in what is looked at
             validate_epochs=every,
             dataset=own,
         )
@@ -2085,6 +2086,7 @@ CHANGES2 = dict(
     prior_layers=2,
     prior_heads=4,
     prior_ff_ratio=2,
+    prior_dropout=0.5,
     class_dropout=1.0,
     embedding="random",
     loss_on="all",

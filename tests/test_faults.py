@@ -120,6 +120,8 @@ def stages(folder):
         "slice",
         "--optimizer",
         "muon",
+        "--prior-dropout",
+        "0.1",
         *TINY,
     ]
     return [["ncvqvae.py", run, *flags], ["prior.py", "train", run], ["evaluate.py", "run", run]]
