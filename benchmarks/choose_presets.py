@@ -9,15 +9,16 @@
 
 A trial is the fast preset with some fields changed, in bf16; TRIALS has them all, those that failed
 too. The test split is never read for a choice. Finished trials are skipped, so processes may share
-the work by set. `own` is the share of samples that a classifier of real series puts into the class
-they were drawn for, `fid_class` the FID of those samples.
+the work by set. Priors are trained on the stage 1 of trial --on. `own` is the share of samples that
+a classifier of real series puts into the class they were drawn for, `fid_class` the FID of those
+samples; `recall`, `coverage` and `nn_ratio` are of samples of a class too.
 """
 
 import csv
 import json
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from benchmarks.rows import from_cell, markdown, write_csv, write_text
 from data import (
     PRESETS,
     Config,
+    Dataset,
     Parser,
     load_checkpoint,
     load_dataset,
@@ -43,11 +45,14 @@ from evaluate import (
     fcn_config,
     frechet_distance,
     inception_score,
+    nearest_neighbour_ratio,
+    precision_recall_density_coverage,
     probe,
 )
 from ncvqvae import encode_split, train_stage1
 from prior import class_proportions, load_stage2, sample, train_stage2
 
+NAIVE = {"method": "naive", "augmentation": "none"}
 ADAMW = {"optimizer": "adamw", "stage2_lr": 2e-3}
 SLOWER = {"stage2_lr": 2e-3}
 TRIALS = {
@@ -55,7 +60,7 @@ TRIALS = {
         "fast": {},
         "first edition": {"stage1_batch": 128, "projector_dim": 4096},
         "400 steps": {"stage1_steps": 400},
-        "naive": {"method": "naive", "augmentation": "none"},
+        "naive": NAIVE,
     },
     "stage2": {
         "fast": {},
@@ -67,6 +72,11 @@ TRIALS = {
         "no class 0.4": SLOWER | {"class_dropout": 0.4},
         "hidden 256": SLOWER | {"prior_hidden": 256, "stage2_steps": 800},
         "4000 steps": {"stage2_steps": 4000},
+        "8000 steps": {"stage2_steps": 8000},
+        "dropout 0.1": {"prior_dropout": 0.1},
+        "dropout 0.3": {"prior_dropout": 0.3},
+        "dropout 0.3, 8000 steps": {"prior_dropout": 0.3, "stage2_steps": 8000},
+        "hidden 256, 4000 steps": {"prior_hidden": 256, "stage2_steps": 4000},
         "first edition": {
             "optimizer": "adamw",
             "stage2_steps": 800,
@@ -79,6 +89,16 @@ TRIALS = {
     "classifier": {},
     "cas": {},
 }
+for name, fields in {
+    "width 16": {"latent_width": 16},
+    "width 32": {"latent_width": 32},
+    "two bands": {"bands": 2},
+    "1600 steps": {"stage1_steps": 1600},
+    "3200 steps": {"stage1_steps": 3200},
+    "width 32, 3200 steps": {"latent_width": 32, "stage1_steps": 3200},
+}.items():
+    TRIALS["stage1"][name] = fields
+    TRIALS["stage1"][f"naive, {name}"] = NAIVE | fields
 for lr in (1e-3, 3e-3):
     for steps in (300, 600, 1200, 2400):
         fields = {"fcn_steps": steps, "fcn_lr": lr}
@@ -120,48 +140,69 @@ def held_out(name, out, fold):
     return load_dataset(str(path))
 
 
-def config_of(dataset, out, **fields):
-    """The fast preset in bf16 with some fields changed."""
-    trial = {
-        "dataset": str(out / f"{dataset.name}.npz"),
-        "method": "vibcreg",
-        "augmentation": "slice",
-        "precision": "bf16",
-        "validate_epochs": 0,
-    }
-    return Config(**PRESETS["fast"] | trial | fields)
+@dataclass
+class Trial:
+    """One trial of a kind on a set's fold, below the folder out."""
+
+    kind: str
+    name: str
+    dataset: Dataset
+    out: Path
+    on: str = "fast"  # the trial of stage 1 that priors are trained on
+
+    @property
+    def fields(self):
+        """What it changes of the preset."""
+        return TRIALS[self.kind][self.name]
+
+    @property
+    def folder(self):
+        """The fold's, shared with its other trials."""
+        return self.out / self.dataset.name
+
+    @property
+    def title(self):
+        """Its name in files and tables."""
+        return self.name if self.on == "fast" else f"{self.on}: {self.name}"
+
+    def config(self, **fields):
+        """The fast preset in bf16, with what stage 1, the trial and the caller change."""
+        base = {
+            "dataset": str(self.out / f"{self.dataset.name}.npz"),
+            "method": "vibcreg",
+            "augmentation": "slice",
+            "precision": "bf16",
+            "validate_epochs": 0,
+        }
+        of_stage1 = TRIALS["stage1"][self.on]
+        return Config(**PRESETS["fast"] | base | of_stage1 | self.fields | fields)
+
+    def classifier(self):
+        """The classifier behind FID and IS, trained where missing."""
+        config = fcn_config(self.config(), self.dataset)
+        return dataset_fcn(self.folder, self.dataset, config)[0]
+
+    def prior(self, title, **fields):
+        """A prior on the tokens of stage 1's trial `on`: its run folder, models (2) and minutes."""
+        run = self.folder / "stage2" / title
+        config = self.config(**fields)
+        run.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.folder / "stage1" / self.on / "stage1.pt", run)
+        train_stage2(run, config, self.dataset)
+        prior, stage1, checkpoint = load_stage2(run, config, self.dataset)
+        return run, (prior, stage1), checkpoint["seconds"] / 60
 
 
-def classifier_of(dataset, folder, config):
-    """The classifier behind FID and IS, trained where missing."""
-    fcn, _, _ = dataset_fcn(folder, dataset, fcn_config(config, dataset))
-    return fcn
-
-
-def prior_of(dataset, out, trial, fields):
-    """A prior on the tokens of stage 1's trial `fast`: its run folder, models (2) and minutes."""
-    run = out / dataset.name / "stage2" / trial
-    config = config_of(dataset, out, **fields)
-    run.mkdir(parents=True, exist_ok=True)
-    shutil.copy(out / dataset.name / "stage1" / "fast" / "stage1.pt", run)
-    train_stage2(run, config, dataset)
-    prior, stage1, checkpoint = load_stage2(run, config, dataset)
-    return run, (prior, stage1), checkpoint["seconds"] / 60
-
-
-def draw(dataset, out, models, kind, how, n=1000, **fields):
+def draw(trial, models, kind, how, n=1000):
     """Samples of the train split's classes (kind "class") or of none ("free").
 
-    -> series (n, L), their classes (n,), the config, and a row of their scores against the held-out
-    fifth.
+    -> series (n, L), their classes (n,) and a row of their scores against the held-out fifth.
     """
     steps, noise, guidance = how
-    decoding = {
-        "decode_steps": steps,
-        "choice_temperature": float(noise),
-        "guidance": float(guidance),
-    }
-    config = config_of(dataset, out, **decoding, **fields)
+    dataset = trial.dataset
+    config = trial.config(
+        decode_steps=steps, choice_temperature=float(noise), guidance=float(guidance)
+    )
     labels = class_proportions(dataset.y_train, n)
     given = labels if kind == "class" else torch.full_like(labels, models[0].no_class)
     start = time.time()
@@ -169,27 +210,31 @@ def draw(dataset, out, models, kind, how, n=1000, **fields):
     x = sample(*models, given, generator, config)
     row = {"sampled": kind, "passes": steps, "noise": noise, "guidance": guidance}
     row["sampling"] = time.time() - start
-    fcn = classifier_of(dataset, out / dataset.name, config)
+    fcn = trial.classifier()
     real, _ = classify(fcn, dataset.x_test)
     fake, p = classify(fcn, x)
     fid = frechet_distance(fake, real)
     if kind == "class":
         row["own"] = accuracy(p, labels)
         row["fid_class"] = fid
+        near = precision_recall_density_coverage(real, fake)
+        row["recall"] = near["recall"]
+        row["coverage"] = near["coverage"]
+        row["nn_ratio"] = nearest_neighbour_ratio(x, dataset.x_train, dataset.x_test)
     else:
         row["fid"] = fid
         row["is"] = inception_score(p)
         counts = np.bincount(p.argmax(1), minlength=len(dataset.classes))
         row["shares"] = " ".join(f"{count / n:.2f}" for count in counts)
-    return x, labels, config, row
+    return x, labels, row
 
 
-def cas_of(x, y, dataset, config, run, seeds=(1, 2)):
+def cas_of(x, y, trial, run, seeds=(1, 2)):
     """CAS on the held-out fifth, the mean over classifiers of a few seeds."""
     total = 0.0
     for seed in seeds:
-        seeded = replace(config, seed=seed)
-        total += classification_accuracy_score(x, y, dataset, seeded, run)
+        config = trial.config(seed=seed)
+        total += classification_accuracy_score(x, y, trial.dataset, config, run)
     return total / len(seeds)
 
 
@@ -198,17 +243,21 @@ def cas_of(x, y, dataset, config, run, seeds=(1, 2)):
 # ---------------------------------------------------------------------------------------------
 
 
-def stage1(dataset, out, trial, fields):
-    """Recon and probes of the held-out fifth, and what a classifier says to its reconstructions."""
-    config = config_of(dataset, out, **fields)
-    run = out / dataset.name / "stage1" / trial
-    model = train_stage1(run, config, dataset)
+def stage1(trial):
+    """Recon and probes of the held-out fifth, and what a classifier says to its reconstructions.
+
+    CAS is of the reconstructed four fifths: a prior that loses nothing would have it.
+    """
+    dataset = trial.dataset
+    run = trial.folder / "stage1" / trial.name
+    model = train_stage1(run, trial.config(), dataset)
     train = encode_split(model, dataset.x_train)
     test = encode_split(model, dataset.x_test)
     knn, svm = probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
-    fcn = classifier_of(dataset, out / dataset.name, config)
+    fcn = trial.classifier()
     real, p_real = classify(fcn, dataset.x_test)
     reconstructed, p_reconstructed = classify(fcn, test["x_hat"])
+    near = precision_recall_density_coverage(real, classify(fcn, train["x_hat"])[0])
     yield {
         "recon": test["errors"].sum(1).mean().item(),
         "knn": knn,
@@ -216,55 +265,58 @@ def stage1(dataset, out, trial, fields):
         "accuracy": accuracy(p_real, dataset.y_test),
         "own": accuracy(p_reconstructed, dataset.y_test),
         "fid": frechet_distance(reconstructed, real),
+        "recall": near["recall"],
+        "coverage": near["coverage"],
+        "nn_ratio": nearest_neighbour_ratio(test["x_hat"], dataset.x_train, dataset.x_test),
+        "cas": cas_of(train["x_hat"], dataset.y_train, trial, run),
         "minutes": load_checkpoint(run / "stage1.pt")["seconds"] / 60,
     }
 
 
-def stage2(dataset, out, trial, fields):
+def stage2(trial):
     """A prior, judged by samples of its classes, with CAS, and of none."""
-    run, models, minutes = prior_of(dataset, out, trial, fields)
+    run, models, minutes = trial.prior(trial.title)
     for how in ((10, 4, 1), (20, 4, 2)):
-        x, labels, config, row = draw(dataset, out, models, "class", how)
-        cas = cas_of(x, labels, dataset, config, run)
-        yield row | {"cas": cas, "minutes": minutes}
+        x, labels, row = draw(trial, models, "class", how)
+        yield row | {"cas": cas_of(x, labels, trial, run), "minutes": minutes}
     for how in ((10, 4, 1), (20, 4, 1)):
-        _, _, _, row = draw(dataset, out, models, "free", how)
+        _, _, row = draw(trial, models, "free", how)
         yield row | {"minutes": minutes}
 
 
-def decoding(dataset, out, trial, fields):
+def decoding(trial):
     """One prior's samples, decoded in many ways."""
-    run, models, _ = prior_of(dataset, out, trial, fields)
+    run, models, _ = trial.prior(trial.title)
     for kind, ways in DECODING.items():
         for how in ways:
-            x, labels, config, row = draw(dataset, out, models, kind, how, **fields)
+            x, labels, row = draw(trial, models, kind, how)
             if kind == "class":
-                row["cas"] = cas_of(x, labels, dataset, config, run)
+                row["cas"] = cas_of(x, labels, trial, run)
             yield row
 
 
-def classifier(dataset, out, trial, fields):
+def classifier(trial):
     """The classifier behind FID and IS: accuracy on the held-out fifth."""
     start = time.time()
-    config = config_of(dataset, out, **fields)
-    fcn = classifier_of(dataset, out / dataset.name / "classifier", config)
-    _, p = classify(fcn, dataset.x_test)
-    right = accuracy(p, dataset.y_test)
+    config = fcn_config(trial.config(), trial.dataset)
+    fcn, _, _ = dataset_fcn(trial.folder / "classifier", trial.dataset, config)
+    _, p = classify(fcn, trial.dataset.x_test)
+    right = accuracy(p, trial.dataset.y_test)
     yield {"accuracy": right, "minutes": (time.time() - start) / 60}
 
 
-def cas(dataset, out, trial, fields):
+def cas(trial):
     """CAS of a prior's samples and of the reconstructed train split, by its training's length."""
-    run, models, _ = prior_of(dataset, out, "lr 2e-3", SLOWER)
-    config = config_of(dataset, out, **fields)
+    run, models, _ = trial.prior("lr 2e-3", **SLOWER)
+    dataset = trial.dataset
     reconstructed = encode_split(models[1], dataset.x_train)["x_hat"]
     sets = {"reconstructions": (reconstructed, dataset.y_train)}
     for how in ((10, 4, 1), (20, 1, 2)):
-        x, labels, _, _ = draw(dataset, out, models, "class", how)
+        x, labels, _ = draw(trial, models, "class", how)
         sets["class {} {} {}".format(*how)] = (x, labels)
     for name, (x, y) in sets.items():
         start = time.time()
-        score = cas_of(x, y, dataset, config, run, seeds=(1,))
+        score = cas_of(x, y, trial, run, seeds=(1,))
         yield {"sampled": name, "cas": score, "minutes": (time.time() - start) / 60}
 
 
@@ -277,19 +329,18 @@ KINDS = {
 }
 
 
-def run_trials(kind, dataset, out, trials):
-    """Run those trials that have not run, write their rows and print them."""
-    for trial in trials:
-        path = out / dataset.name / f"{kind}-{trial}.rows.json"
-        if path.exists():
-            continue
-        fields = TRIALS[kind][trial]
-        changed = " ".join(f"{name}={value}" for name, value in fields.items())
-        start = {"kind": kind, "dataset": dataset.name, "trial": trial, "changed": changed}
-        rows = [start | row for row in KINDS[kind](dataset, out, trial, fields)]
-        write_text(path, json.dumps(rows))
-        for row in rows:
-            print(*map(shown, row.values()), flush=True)
+def run_trial(trial):
+    """Run a trial, unless it has run, write its rows and print them."""
+    path = trial.folder / f"{trial.kind}-{trial.title}.rows.json"
+    if path.exists():
+        return
+    changed = " ".join(f"{name}={value}" for name, value in trial.fields.items())
+    start = {"kind": trial.kind, "dataset": trial.dataset.name}
+    start |= {"trial": trial.title, "changed": changed}
+    rows = [start | row for row in KINDS[trial.kind](trial)]
+    write_text(path, json.dumps(rows))
+    for row in rows:
+        print(*map(shown, row.values()), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -299,8 +350,9 @@ def run_trials(kind, dataset, out, trials):
 TRIAL = ("kind", "dataset", "trial", "changed")
 SAMPLING = ("sampled", "passes", "noise", "guidance")
 STAGE1 = ("recon", "knn", "svm", "accuracy")
-SAMPLES = ("own", "fid_class", "fid", "is", "cas", "shares", "minutes", "sampling")
-COLUMNS = (*TRIAL, *SAMPLING, *STAGE1, *SAMPLES)
+SAMPLES = ("own", "fid_class", "fid", "is", "recall", "coverage", "nn_ratio", "cas", "shares")
+COST = ("minutes", "sampling")
+COLUMNS = (*TRIAL, *SAMPLING, *STAGE1, *SAMPLES, *COST)
 
 
 def table(out, results):
@@ -382,6 +434,7 @@ def main():
     parser.add_argument("sets", nargs="+", help="names, or for table the folder of results")
     parser.add_argument("--fold", type=int, nargs="+", default=[0], help="of five [0]")
     parser.add_argument("--only", nargs="+", help="trials [all]")
+    parser.add_argument("--on", default="fast", help="stage 1's trial under a prior [fast]")
     args = parser.parse_args()
     if args.kind == "table":
         table(args.out, Path(args.sets[0]))
@@ -389,7 +442,8 @@ def main():
     for name in args.sets:
         for fold in args.fold:
             dataset = held_out(name, args.out, fold)
-            run_trials(args.kind, dataset, args.out, args.only or TRIALS[args.kind])
+            for trial in args.only or TRIALS[args.kind]:
+                run_trial(Trial(args.kind, trial, dataset, args.out, args.on))
 
 
 if __name__ == "__main__":

@@ -235,19 +235,44 @@ def test_trials_of_the_presets_stand_in_a_table_each_and_stage_2_in_one_more(tmp
     assert header.startswith("kind,dataset,trial,changed,sampled,passes") and len(lines) == 3
 
 
-def test_a_trial_runs_once(tmp_path, monkeypatch, capsys):
-    fields = {"fcn_steps": 2, "steps_per_class": 0}
-    monkeypatch.setitem(choose_presets.TRIALS["classifier"], "short", fields)
+SHORT = {"fcn_steps": 2, "cas_steps": 2, "steps_per_class": 0}
+
+
+def a_fold(tmp_path):
     x, y = draw(40, 24).numpy(), [k % 2 for k in range(40)]
     whole = {"X_train": x, "y_train": y, "X_test": x, "y_test": y}
     np.savez(tmp_path / "own.npz", **whole)
     dataset = choose_presets.held_out(str(tmp_path / "own.npz"), tmp_path / "out", 0)
     assert (len(dataset.x_train), len(dataset.x_test)) == (32, 8)
+    return dataset
+
+
+def test_a_trial_runs_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(choose_presets.TRIALS["classifier"], "short", SHORT)
+    dataset = a_fold(tmp_path)
     for _ in range(2):
-        choose_presets.run_trials("classifier", dataset, tmp_path / "out", ["short"])
+        trial = choose_presets.Trial("classifier", "short", dataset, tmp_path / "out")
+        choose_presets.run_trial(trial)
     (line,) = capsys.readouterr().out.splitlines()  # not one more
     assert line.startswith("classifier own-0 short fcn_steps=2")
     assert len(list((tmp_path / "out").rglob("*.rows.json"))) == 1
+
+
+def test_a_prior_is_tried_on_the_stage_1_of_another_trial(tmp_path, monkeypatch):
+    tiny = SHORT | choose_presets.NAIVE | {"width": 8, "latent_width": 2, "stage1_steps": 2}
+    monkeypatch.setitem(choose_presets.TRIALS["stage1"], "tiny", tiny)
+    prior_fields = {"stage2_steps": 2, "prior_hidden": 16, "prior_dropout": 0.1}
+    monkeypatch.setitem(choose_presets.TRIALS["stage2"], "tiny", prior_fields)
+    dataset, out = a_fold(tmp_path), tmp_path / "out"
+    for kind, on in (("stage1", "fast"), ("stage2", "tiny")):
+        choose_presets.run_trial(choose_presets.Trial(kind, "tiny", dataset, out, on))
+    config = data.load_checkpoint(out / "own-0/stage2/tiny: tiny/stage2.pt")["identity"]
+    assert tiny.items() - SHORT.items() | prior_fields.items() <= config.items()
+    choose_presets.table(out, tmp_path)
+    rows = choose_presets.read_trials(tmp_path / "fast.csv")
+    assert [row["trial"] for row in rows] == ["tiny", *["tiny: tiny"] * 4]
+    for row in rows[:3]:  # reconstructions, then samples of a class
+        assert 0 <= row["coverage"] <= 1 and 0 <= row["cas"] <= 1 and row["nn_ratio"] > 0
 
 
 def test_tables_have_a_schedule_each_and_one_number_a_cell():
