@@ -604,15 +604,11 @@ def save_run_samples(path, dataset, samples):
 # ---------------------------------------------------------------------------------------------
 
 
-def pyplot():
-    """matplotlib.pyplot without a display, in the house's style."""
-    os.environ["MPLBACKEND"] = "Agg"  # that of a notebook, inherited, would fail to import
+def house_style():
+    """A context in which figures look like ours; a notebook's own settings come back after it."""
     import matplotlib
 
-    matplotlib.use("Agg")  # where it had been imported before
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
+    return matplotlib.rc_context(
         {
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -622,7 +618,17 @@ def pyplot():
             "savefig.dpi": 130,
         }
     )
-    return plt
+
+
+def new_figure(rows, columns, figsize, **options):
+    """A matplotlib figure and its axes; figsize in inches, options those of Figure.subplots.
+
+    Not by pyplot, which would look for a display, or show it in a notebook.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def as_it_is(label):
@@ -641,25 +647,24 @@ def draw_figures(run_dir, dataset, stage1, test, samples):
     """
     run_dir = Path(run_dir)
     drawings = {
-        "reconstructions": lambda plt: draw_reconstructions(plt, dataset, test["x_hat"]),
-        "latents": lambda plt: draw_latents(plt, dataset, test["pooled"]),
-        "losses": lambda plt: draw_losses(plt, read_log(run_dir)),
+        "reconstructions": lambda: draw_reconstructions(dataset, test["x_hat"]),
+        "latents": lambda: draw_latents(dataset, test["pooled"]),
+        "losses": lambda: draw_losses(read_log(run_dir)),
     }
     if samples is not None:
-        drawings["samples"] = lambda plt: draw_series(plt, dataset, samples)
-        drawings["generated"] = lambda plt: draw_real_and_generated(
-            plt, dataset, stage1, test["pooled"], samples["generated"]
+        drawings["samples"] = lambda: draw_series(dataset, samples)
+        drawings["generated"] = lambda: draw_real_and_generated(
+            dataset, stage1, test["pooled"], samples["generated"]
         )
     for name, draw in drawings.items():
         path = run_dir / "figures" / f"{name}.png"
         try:
-            plt = pyplot()
-            figure, heading = draw(plt)
-            title = f"{heading}: {as_it_is(dataset.name)}, {run_dir.parent.name}"
-            figure.suptitle(title, x=0.02, ha="left")
-            figure.tight_layout()
-            write_atomic(path, lambda file: figure.savefig(file, format="png"))  # noqa: B023
-            plt.close(figure)
+            with house_style():
+                figure, heading = draw()
+                title = f"{heading}: {as_it_is(dataset.name)}, {run_dir.parent.name}"
+                figure.suptitle(title, x=0.02, ha="left")
+                figure.tight_layout()
+                write_atomic(path, lambda file: figure.savefig(file, format="png"))  # noqa: B023
         except Exception as error:  # any of matplotlib's or sklearn's
             reason = first_line(error)
             warn(f"{path}: not drawn ({reason}); metrics.json has all that was measured")
@@ -670,12 +675,12 @@ def some_rows(n, most):
     return np.random.default_rng(0).permutation(n)[:most]
 
 
-def draw_reconstructions(plt, dataset, x_hat):
+def draw_reconstructions(dataset, x_hat):
     """Six test series and what stage 1 makes of them.
 
     What is missing here no sample can have, as samples pass the same decoder.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(10, 4), sharex=True)
+    figure, axes = new_figure(2, 3, figsize=(10, 4), sharex=True)
     rows = np.linspace(0, len(x_hat) - 1, 6).astype(int)
     for axis, i in zip(axes.flat, rows, strict=True):
         series = dataset.to_original(dataset.x_test[i])
@@ -690,7 +695,7 @@ def draw_reconstructions(plt, dataset, x_hat):
     return figure, "Reconstructions"
 
 
-def draw_latents(plt, dataset, pooled):
+def draw_latents(dataset, pooled):
     """PCA and t-SNE of the test split's z_q, by class (Figures 6.4 to 6.6).
 
     Clusters by class are what SSL is to bring. In a t-SNE the distance between clusters means
@@ -699,22 +704,24 @@ def draw_latents(plt, dataset, pooled):
     rows = some_rows(len(pooled), 500)
     z = pooled.numpy()[rows]
     y = dataset.y_test.numpy()[rows] if dataset.classes else None
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+    figure, axes = new_figure(1, 2, figsize=(10, 4.2))
     for axis, name, points in ((axes[0], "PCA", pca(z)), (axes[1], "t-SNE", tsne(z))):
-        scatter_classes(plt, axis, points, y, dataset.classes)
+        scatter_classes(axis, points, y, dataset.classes)
         axis.set(title=f"{name} of z_q, {len(z)} series", xlabel=f"{name} 1", ylabel=f"{name} 2")
     if 0 < len(dataset.classes) <= 12:
         axes[1].legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure, "Discrete latent representations"
 
 
-def scatter_classes(plt, axis, points, y, classes):
+def scatter_classes(axis, points, y, classes):
     """Points (n, 2) coloured by class index y (n,), grey where y is None."""
+    from matplotlib import colormaps
+
     if y is None:
         axis.scatter(points[:, 0], points[:, 1], s=7, alpha=0.7, lw=0, color="0.4")
         return
     few = len(classes) <= 10
-    colours = plt.get_cmap("tab10" if few else "nipy_spectral")
+    colours = colormaps["tab10" if few else "nipy_spectral"]
     for k, label in enumerate(classes):
         text = as_it_is(label)
         chosen = points[y == k]
@@ -722,7 +729,7 @@ def scatter_classes(plt, axis, points, y, classes):
         axis.scatter(chosen[:, 0], chosen[:, 1], s=7, alpha=0.7, lw=0, color=[colour], label=text)
 
 
-def draw_losses(plt, log):
+def draw_losses(log):
     """The losses of each stage, those of the test split bold (Figures 6.2, 6.11).
 
     A bold line that rises while the other one falls: the stage overfits. A regular spike is an
@@ -732,7 +739,7 @@ def draw_losses(plt, log):
     present = {record["stage"] for record in records}
     stages = [stage for stage in ("stage1", "stage2", "cas") if stage in present]
     size = (4.8 * len(stages), 3.6)
-    figure, axes = plt.subplots(1, len(stages), figsize=size, squeeze=False)
+    figure, axes = new_figure(1, len(stages), figsize=size, squeeze=False)
     for axis, stage in zip(axes[0], stages, strict=True):
         curves = {}  # {name of the loss: ([steps], [values])}
         for record in records:
@@ -755,7 +762,7 @@ def draw_losses(plt, log):
     return figure, "Losses in training"
 
 
-def draw_series(plt, dataset, samples):
+def draw_series(dataset, samples):
     """A column for each of the first 6 classes, the last one of any class; up to 50 series each.
 
     Figures 6.14, 6.15, 6.18 to 6.20. Samples of a class should differ among themselves as much as
@@ -768,7 +775,7 @@ def draw_series(plt, dataset, samples):
         ("samples", samples["conditional"], samples["labels"], samples["generated"]),
     )
     size = (2.3 * max(3, len(columns)), 6)
-    figure, axes = plt.subplots(
+    figure, axes = new_figure(
         3, len(columns), figsize=size, sharex=True, sharey="col", squeeze=False
     )
     for axis_row, (who, of_class, y, of_any) in zip(axes, rows, strict=True):
@@ -786,7 +793,7 @@ def draw_series(plt, dataset, samples):
     return figure, "Real series and samples"
 
 
-def draw_real_and_generated(plt, dataset, stage1, pooled, generated):
+def draw_real_and_generated(dataset, stage1, pooled, generated):
     """Both as series and as z_q; the PCA is fitted on the real ones (Figures 6.16, 6.17, 6.21).
 
     Grey without blue: a kind of series that is never generated. Blue without grey: one that the
@@ -796,7 +803,7 @@ def draw_real_and_generated(plt, dataset, stage1, pooled, generated):
     n = len(rows)
     made = generated[rows]
     made_pooled = encode_split(stage1, made)["pooled"]
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7.5))
+    figure, axes = new_figure(2, 2, figsize=(9, 7.5))
     for axis_row, what, real, fake in (
         (axes[0], "series", dataset.x_test[rows], made),
         (axes[1], "z_q", pooled[rows], made_pooled),
@@ -847,7 +854,9 @@ def command_samples(args):
         if len(series) < 2:
             raise InputError(f"{args.file}, {name}: {len(series)} series; 2 or more are scored")
     labels = None
-    if "y" in arrays and dataset.classes:
+    if "y" not in arrays and dataset.classes:
+        say(f"{args.file}: no y, the classes of X; so no CAS")
+    elif dataset.classes:
         words = as_labels(arrays["y"], len(x), f"{args.file}, y")
         with errors_naming(f"{args.file}, y"):
             labels = torch.tensor([dataset.label(word) for word in words])

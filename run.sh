@@ -28,6 +28,7 @@ case $out in # a quoted ~ stays one
     "~") out=$HOME ;;
     "~/"*) out=$HOME/${out:2} ;;
 esac
+unset MPLBACKEND # a notebook's, inherited, may not exist here
 # glibc keeps freed memory: else a step's 64 MB gradients are handed back and zeroed anew each time.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
 case ${1:-} in

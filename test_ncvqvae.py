@@ -20,6 +20,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -1234,7 +1235,8 @@ def test_few_samples_are_judged_beside_as_few_real_ones(tmp_path, capsys):
         whole, _ = score(X=real, y=np.array(d.classes)[d.y_test])
     finally:
         del os.environ["OUT"]
-    assert "8 series are few" in warned and "few" not in quiet
+    assert "8 series are few" in warned and "are few" not in quiet
+    assert "no y" in quiet and "cas" not in many and "no y" not in warned
     assert "class flat of own is not in y: no CAS" in warned and few["cas"] is None
     assert whole["cas"] is not None and whole["cas_real"] == few["cas_real"]
     fcn, file, steps = evaluate.dataset_fcn(
@@ -1329,17 +1331,17 @@ def test_figures_of_a_collapsed_latent_space(tmp_path):
     own = data.Dataset("own", 20, 0.0, 1.0, ["$0_$50", "_x_"], True, "", x, y, x, y)
     (tmp_path / "log.jsonl").write_text('{"stage": "stage1", "step": 1, "loss": 1.0}\n')
     test = dict(pooled=torch.ones(12, 64), x_hat=x)
-    evaluate.draw_figures(tmp_path, own, None, test, None)
+    with matplotlib.rc_context({"font.size": 17}):  # a notebook's
+        evaluate.draw_figures(tmp_path, own, None, test, None)
+        assert matplotlib.rcParams["font.size"] == 17
     assert (tmp_path / "figures/latents.png").stat().st_size > 1000
-    plt = evaluate.pyplot()
-    figure, _ = evaluate.draw_latents(plt, own, test["pooled"])
+    figure, _ = evaluate.draw_latents(own, test["pooled"])
     shown = [
         text.get_text().strip("\u200b").replace("\\$", "$")
         for text in figure.axes[1].get_legend().get_texts()
     ]
     assert shown == own.classes  # as they are
     figure.canvas.draw()
-    plt.close(figure)
 
 
 def test_compare_has_each_metric_under_its_name(tmp_path, capsys):
@@ -2362,7 +2364,7 @@ def test_a_tiny_run_end_to_end(tmp_path, capsys):
     folder = tmp_path / "it's a folder"
     folder.mkdir()
     words = (own_data(folder, name="my own.npz"), "vibcreg", "warp+gauss", "01", *TINY)
-    done = shell(*words, cwd=tmp_path, MPLBACKEND="module://of.a_notebook")
+    done = shell(*words, cwd=tmp_path, MPLBACKEND="of a notebook")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/my own/vibcreg-warp+gauss/seed1"
     m = json.loads((run / "metrics.json").read_text())

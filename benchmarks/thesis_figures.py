@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import ticker
+from matplotlib.lines import Line2D
 
 from benchmarks.compare import ablation_cells
 from benchmarks.rows import (
@@ -29,7 +31,7 @@ from benchmarks.rows import (
     without_precision,
 )
 from data import AUGMENTATIONS, Config, augment, load_dataset, run_command, write_atomic
-from evaluate import pyplot
+from evaluate import house_style, new_figure
 from ncvqvae import NCVQVAE
 
 COLOURS = {"naive": "k", "barlow": "C1", "vibcreg": "C0"}
@@ -74,7 +76,7 @@ def panels(count, **shared):
     """A figure with `count` axes in rows of three, room for a legend below."""
     n_rows = math.ceil(count / 3)
     size = (10, 0.8 + 2.7 * n_rows)
-    figure, axes = pyplot().subplots(n_rows, 3, figsize=size, squeeze=False, **shared)
+    figure, axes = new_figure(n_rows, 3, figsize=size, squeeze=False, **shared)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, axes.flat[:count]
@@ -89,14 +91,13 @@ def name_models(figure, models=MODELS, with_published=True):
         entries.append(("published, mean ± std of four", grey | {"mfc": "none"}))
     handles = []
     for label, style in entries:
-        handles.append(pyplot().Line2D([], [], ls="", ms=5, label=label, **style))
+        handles.append(Line2D([], [], ls="", ms=5, label=label, **style))
     figure.legend(handles=handles, loc="lower center", ncol=min(5, len(handles)))
 
 
 def plain_numbers(axis):
     """0.1, 0.2, 0.3, 0.5, 0.7 on a logarithmic y axis instead of powers of ten."""
     if axis.get_yscale() == "log":
-        ticker = pyplot().matplotlib.ticker
         axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
@@ -130,7 +131,7 @@ def scores(cells, metrics):
     Figures 6.1, 6.3, 6.9, 6.10.
     """
     size = (max(10, 1.2 * len(cells)), 1 + 2.3 * len(metrics))
-    figure, axes = pyplot().subplots(len(metrics), 1, figsize=size, sharex=True, squeeze=False)
+    figure, axes = new_figure(len(metrics), 1, figsize=size, sharex=True, squeeze=False)
     for axis, metric in zip(axes[:, 0], metrics, strict=True):
         for i, ((dataset, _), models) in enumerate(cells.items()):
             for j, model in enumerate(MODELS):
@@ -153,7 +154,7 @@ def scores(cells, metrics):
 
 def gains(cells):
     """A row a dataset: naive -> the mean of the non-contrastive models, in KNN and SVM."""
-    figure, axes = pyplot().subplots(1, 2, figsize=(10, 4), sharey=True)
+    figure, axes = new_figure(1, 2, figsize=(10, 4), sharey=True)
     others_look = {"color": "C0", "marker": "s"}
     for axis, metric in zip(axes, ("knn", "svm"), strict=True):
         for i, ((dataset, _), models) in enumerate(cells.items()):
@@ -260,7 +261,7 @@ def final_ssl(results, row, method):
 
 def zeta(swept):
     """The metrics of stage 1 over ζ, a line a model and dataset. Figures 6.22 to 6.24."""
-    figure, axes = pyplot().subplots(1, 3, figsize=(10, 3.6))
+    figure, axes = new_figure(1, 3, figsize=(10, 3.6))
     for (dataset, method, augmentation, _), runs_at in swept.items():
         weights = sorted(weight for name, weight in runs_at if name == "zeta")
         label = f"{dataset}, {method} {augmentation}"
@@ -274,7 +275,7 @@ def zeta(swept):
 
 def costs(cells):
     """Minutes of stage 1 by model, and parameters by method. Figure 6.25."""
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 3.4))
+    figure, (left, right) = new_figure(1, 2, figsize=(10, 3.4))
     for _, model, row in runs_of(cells):
         left.plot(MODELS.index(model), row["seconds_stage1"] / 60, ls="", ms=4, **look(model))
     left.set(title="Stage 1, a point a run of any dataset", ylabel="minutes", yscale="log")
@@ -340,5 +341,10 @@ def draw_all(results):
         write_atomic(path, lambda file, figure=figure: figure.savefig(file, format="png"))
 
 
+def main():
+    with house_style():
+        draw_all(Path(sys.argv[1]))
+
+
 if __name__ == "__main__":
-    run_command(lambda: draw_all(Path(sys.argv[1])))
+    run_command(main)
