@@ -213,10 +213,22 @@ def questions(cells):
     return {
         "rq1": by_set(compared, cells, found, of_tokens),
         "rq2": by_augmentation(compared, found, of_tokens),
-        "rq3": by_set(compared, cells, found, of_samples),
+        "rq3": f"{by_set(compared, cells, found, of_samples)}\n{higher_fid(found)}",
         "rq4": by_augmentation(compared, found, of_samples),
         "published": agreements(compared),
     }
+
+
+def higher_fid(found):
+    """How many non-contrastive models have a higher FID than naive: a sentence."""
+    chosen = [d for d in found if d.metric == "fid" and d.ours is not None]
+    higher = [d for d in chosen if not is_gain(d.ours, "fid")]
+    beyond = [d for d in higher if d.our_star]
+    lower = [d for d in chosen if is_gain(d.ours, "fid") and d.our_star]
+    return (
+        f"FID is higher than naive's for {len(higher)} of {len(chosen)} models, beyond noise for "
+        f"{len(beyond)}; it is lower beyond noise for {len(lower)}.\n"
+    )
 
 
 def by_set(compared, cells, found, metrics):
