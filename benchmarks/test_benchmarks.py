@@ -15,7 +15,16 @@ import torch
 import data
 import evaluate
 import ncvqvae
-from benchmarks import choose_presets, compare, probes, speed, tables, thesis_figures, tied_prior
+from benchmarks import (
+    choose_presets,
+    compare,
+    probes,
+    speed,
+    straight_through,
+    tables,
+    thesis_figures,
+    tied_prior,
+)
 from benchmarks.rows import (
     COLUMNS,
     MODELS,
@@ -495,6 +504,11 @@ def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monk
     saved = torch.load(tmp_path / "tied/own/vibcreg-slice/seed1/stage2.pt")["state"]
     assert saved["head.2.weight"].equal(saved["embedding.weight"])
     assert tied["prior_loss"] != m["prior_loss"] and tied["fid_recon"] == m["fid_recon"]
+    rounded = straight_through.train(tmp_path / "straight", run)
+    assert rounded["recon"] == pytest.approx(m["recon"], rel=0.1) and not rounded["fid"]
+    paths = [tmp_path / name / "own/vibcreg-slice/seed1/stage1.pt" for name in ("tied", "straight")]
+    exact, published = (torch.load(path)["state"] for path in paths)
+    assert not all(exact[name].equal(published[name]) for name in exact)  # other ties
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 

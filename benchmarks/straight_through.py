@@ -1,0 +1,59 @@
+"""The evidence behind ledger row 29: stage 1 with the published straight-through expression.
+
+    python -m benchmarks.straight_through runs/straight RUN ... > results/straight_through.md
+
+Takes any finished runs. z + (z_q - z).detach() is z_q but for rounding: positions that share a code
+no longer share a maximum to the last bit, so max pooling sends its gradient to another one of them.
+That stage 1 is trained and probed below the first folder, with the settings of each run. Finished
+ones are skipped.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import ncvqvae
+from benchmarks.rows import markdown, markdown_row, schedules, settings
+from data import read_config, read_json, run_command
+from evaluate import evaluate_run
+
+SHOWN = ("recon", "knn", "svm")
+
+
+class PublishedQuantizer(ncvqvae.VectorQuantizer):
+    """A quantiser that passes z's gradient on as the authors' program writes it."""
+
+    def forward(self, z):
+        z_q, indices, commitment = super().forward(z)
+        return z + (z_q - z).detach(), indices, commitment
+
+
+def train(out, run_dir):
+    """Train and probe stage 1 so, with the run's settings -> metrics.
+
+    In out/DATASET/METHOD-AUG/seedN.
+    """
+    folder = Path(out).joinpath(*Path(run_dir).resolve().parts[-3:])
+    config = replace(read_config(run_dir), stages=1)
+    with mock.patch.object(ncvqvae, "VectorQuantizer", PublishedQuantizer):
+        ncvqvae.train_stage1(folder, config)
+    return evaluate_run(folder, config)  # in eval mode, where only the rounding differs
+
+
+def main():
+    out, *run_dirs = sys.argv[1:]
+    print("# Stage 1 by two straight-through expressions\n")
+    print(markdown(["run", "schedule", "expression", *SHOWN], []), end="")
+    words_of = schedules()
+    for run_dir in run_dirs:
+        run = "/".join(Path(run_dir).resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
+        words = words_of.get(settings(read_config(run_dir)), "")
+        exact = read_json(Path(run_dir) / "metrics.json")
+        for expression, metrics in (("exact", exact), ("published", train(out, run_dir))):
+            scores = [f"{metrics[name]:.3f}" for name in SHOWN]
+            print(markdown_row([run, words, expression, *scores]), flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
