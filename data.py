@@ -198,6 +198,7 @@ class Config:
     decode_steps: int = number(10, 1, 10**5)  # T, §5.1.1
     choice_temperature: float = number(4.0, 0)  # Gumbel noise on the confidence, falls to 0
     guidance: float = number(1.0, -1e3, 1e3)  # s in l_0 + s (l_c - l_0); 1: the class alone
+    texture: int = choice(0, 1)  # 1: samples get noise like what stage 1 leaves out
     fcn_epochs: int = number(1000, 1)  # classifier behind FID and IS (ledger 15)
     fcn_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)

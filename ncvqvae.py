@@ -417,6 +417,9 @@ class NCVQVAE(nn.Module):
             bands = [low, high]
         self.bands = nn.ModuleList(bands)
         self.sizes = [math.prod(band.grid) for band in bands]  # tokens of each
+        # What measure_texture finds, once trained.
+        self.register_buffer("amplitudes", None, persistent=False)
+        self.register_buffer("evenness", None, persistent=False)
         if with_projector and config.method != "naive":
             in_dim = 2 * config.width * len(bands)
             whiten = config.method == "vibcreg"
@@ -533,6 +536,35 @@ class NCVQVAE(nn.Module):
             latents.append(band.quantizer.lookup(indices.unflatten(1, band.grid)))
         return self.decode(latents)[1]
 
+    def codes_of_bins(self, tokens):
+        """Token ids (B, N) -> the last band's code at each bin of u, int64 (B, H, W)."""
+        frames = self.length // (self.config.n_fft // 4) + 1  # W of u
+        codes = tokens[:, -self.sizes[-1] :] % self.config.n_codes
+        codes = codes.unflatten(1, self.bands[-1].grid)  # (B, H, W')
+        column = torch.arange(frames, device=tokens.device) * codes.shape[2] // frames  # (W)
+        return codes[:, :, column]
+
+    @torch.no_grad()
+    def texture(self, tokens, generator=None):
+        """A draw of what the series of tokens (B, N) leave out -> (B, L), to be added to them.
+
+        The decoder gives the mean of the series that share their tokens, which is smoother than any
+        of them. What is missing is drawn as the residual of a random train series with random
+        phases (surrogate data, Theiler et al. 1992): with its spectrum, but elsewhere in time.
+        Where a code's residuals are rarely large it is made smaller.
+        """
+        shape = (len(tokens), self.amplitudes.shape[1])
+        device = tokens.device
+        rows = torch.randint(
+            len(self.amplitudes), (len(tokens),), generator=generator, device=device
+        )
+        phases = 2 * math.pi * torch.rand(shape, generator=generator, device=device)  # (B, F)
+        noise = torch.fft.irfft(torch.polar(self.amplitudes[rows], phases), self.length)  # (B, L)
+        bins = torch.arange(len(self.evenness[0]), device=device)[:, None]  # (H, 1)
+        gain = self.evenness[self.codes_of_bins(tokens), bins].sqrt()  # (B, H, W)
+        n_fft = self.config.n_fft
+        return istft(gain[:, None] * stft(noise, n_fft), n_fft, self.length)
+
 
 def gumbel(shape, generator, device):
     """Standard Gumbel noise of a shape: the argmax of log p + noise is a draw from p."""
@@ -567,6 +599,31 @@ def encode_split(model, x, batch=256):
         parts["x_hat"].append(x_hat.cpu())
         parts["errors"].append(torch.stack([error_time, error_frequency], 1).cpu())
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+@torch.no_grad()
+def measure_texture(model, x, most=256):
+    """What NCVQVAE.texture draws from, of the residuals of a split x (n, L) -> dict of CPU tensors.
+
+    amplitudes (up to `most`, F): of the residuals' Fourier transforms. evenness (K, H): the median
+    power of a code's residuals in a frequency bin, over the mean of the series and over what the
+    median of Gaussian noise is: 1 for steady noise, near 0 where a few large errors make the mean.
+    """
+    encoded = encode_split(model, x)
+    residuals = x.cpu() - encoded["x_hat"]  # (n, L)
+    power = stft(residuals, model.config.n_fft).square().sum(1)  # (n, H, W)
+    power = power / power.mean(2, keepdim=True).clamp_min(1e-12)
+    codes = model.codes_of_bins(encoded["tokens"].to(x.device)).cpu()  # (n, H, W)
+    H, K = power.shape[1], model.config.n_codes
+    evenness = torch.zeros(K, H)
+    for h in range(H):
+        # |N|^2 of complex noise is exponential, of real noise, in the outer bins, chi^2.
+        of_gaussian = 0.4549 if h in (0, H - 1) else math.log(2)
+        for k in codes[:, h].unique().tolist():
+            chosen = power[:, h][codes[:, h] == k]
+            evenness[k, h] = chosen.median() / of_gaussian
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]
+    return {"amplitudes": torch.fft.rfft(residuals[rows]).abs(), "evenness": evenness}
 
 
 def train_stage1(run_dir, config, dataset=None):
@@ -635,7 +692,8 @@ def train_stage1(run_dir, config, dataset=None):
             model.eval()  # nothing moves, no random number is drawn (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
-    training.finish(path, data=dataset.info())  # about 3 MB
+    texture = measure_texture(model.eval(), x_train)
+    training.finish(path, data=dataset.info(), texture=texture)  # about 3 MB
     return load_stage1(run_dir, config, dataset)[0]
 
 
@@ -648,6 +706,8 @@ def load_stage1(run_dir, config=None, dataset=None):
     checkpoint, made_with = read_checkpoint(path, "stage1", config, dataset)
     length = checkpoint["data"]["length"]
     model = NCVQVAE(made_with, length, with_projector=False)
+    for name, values in checkpoint.get("texture", {}).items():  # older files have none
+        setattr(model, name, values)
     return ready(model, checkpoint, path, made_with.precision), checkpoint
 
 

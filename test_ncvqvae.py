@@ -636,6 +636,78 @@ def test_the_maximum_of_tied_codes_sends_its_gradient_to_one_place():
     assert ((gradient == 1).sum((2, 3)) == 1).all() and ((gradient == 0).sum((2, 3)) == 19).all()
 
 
+def with_texture(monkeypatch, residuals, tokens, **fields):
+    """A tiny model whose stage 1 is said to leave out residuals (n, L) of tokens (n, N)."""
+    model = tiny_model(residuals.shape[1], latent_width=4, **fields).eval()
+    zeros = torch.zeros_like(residuals)
+    monkeypatch.setattr(
+        ncvqvae, "encode_split", lambda *_: {"x_hat": zeros, "tokens": tokens(model)}
+    )
+    for name, values in ncvqvae.measure_texture(model, residuals).items():
+        setattr(model, name, values)
+    return model
+
+
+def test_texture_of_steady_noise_is_that_noise(monkeypatch):
+    """Power and spectrum of the residuals; a draw for each series, from the generator."""
+    white = draw(300, 129, dtype=torch.float32)
+    residuals = white[:, 1:] + white[:, :-1]  # low frequencies have more
+    tokens = torch.zeros(300, 20, dtype=torch.int64)
+    model = with_texture(monkeypatch, residuals, lambda _: tokens)
+    assert model.amplitudes.shape == (256, 65)  # of as many, not of all
+    torch.testing.assert_close(model.evenness[0], torch.ones(5), atol=0.15, rtol=0)
+    assert not model.evenness[1:].any()  # codes that never occur
+    x = model.texture(tokens, generator(1))
+    assert x.shape == (300, 128) and x.std() == pytest.approx(float(residuals.std()), rel=0.07)
+    ours, theirs = (torch.fft.rfft(v).abs().square().mean(0)[1:-1] for v in (x, residuals))
+    halves = slice(0, 31), slice(31, 63)
+    for half in halves:
+        assert ours[half].mean() == pytest.approx(float(theirs[half].mean()), rel=0.15)
+    assert x.std(1).std() > 0.5 * residuals.std(1).std()  # not of one and the same series
+    assert torch.equal(x, model.texture(tokens, generator(1)))
+    nearest = torch.cdist(x, residuals).min()
+    assert (
+        nearest > 0.5 * torch.cdist(residuals, residuals).topk(2, largest=False).values[:, 1].min()
+    )
+
+
+def test_texture_is_small_where_a_few_large_errors_make_the_residuals(monkeypatch):
+    """Noise of their power all along would be unlike the data: the median says that it is rare."""
+    spikes = 0.01 * draw(200, 128, dtype=torch.float32)
+    spikes[torch.arange(200), torch.randint(10, 118, (200,), generator=generator())] = 5.0
+    tokens = torch.zeros(200, 20, dtype=torch.int64)
+    model = with_texture(monkeypatch, spikes, lambda _: tokens)
+    assert model.evenness[0].max() < 0.01
+    assert model.texture(tokens, generator()).square().mean() < 0.01 * spikes.square().mean()
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+def test_texture_comes_where_the_codes_say(monkeypatch, bands):
+    """Code 1 stands over noise in the second half of the series, code 0 over silence."""
+    residuals = draw(200, 128, dtype=torch.float32)
+    residuals[:, :64] *= 0.01
+
+    def tokens(model):  # of two bands: those of the low one count for nothing
+        H, W = model.bands[-1].grid
+        codes = (torch.arange(W) >= W // 2).long().repeat(200, H)  # (200, H W)
+        codes = codes + (bands - 1) * model.config.n_codes
+        return torch.cat(
+            [torch.ones(200, n, dtype=torch.int64) for n in model.sizes[:-1]] + [codes], 1
+        )
+
+    model = with_texture(monkeypatch, residuals, tokens, bands=bands, latent_width_high=16)
+    assert model.evenness[1].min() > 1.5 and model.evenness[0].max() < 0.05
+    x = model.texture(tokens(model), generator())
+    assert x[:, 70:].std() == pytest.approx(float(residuals[:, 70:].std()), rel=0.1)
+    assert x[:, :58].std() < 0.15
+    frames = model.codes_of_bins(tokens(model))
+    assert (
+        frames.shape == (200, 5, 65)
+        and frames[:, :, 40:].eq(1).all()
+        and not frames[:, :, :30].any()
+    )
+
+
 # ---- ncvqvae: losses (§3.3) ----
 
 
@@ -1025,7 +1097,7 @@ def test_the_prior_of_two_bands_goes_from_low_to_high():
     assert calls[4][1][:, 3:].all() and (out[:, :3] < 5).all() and (out[:, 3:] >= 5).all()
 
 
-def test_every_series_keeps_its_class_through_sampling():
+def test_every_series_keeps_its_class_through_sampling(monkeypatch):
     class ByClass(Recorder):  # class c draws nothing but token c
         def __init__(self, N):
             super().__init__(K=4, N=N)
@@ -1038,7 +1110,18 @@ def test_every_series_keeps_its_class_through_sampling():
     N = model.tokens(torch.zeros(1, 40)).shape[1]
     labels = torch.randint(0, 4, (600,), generator=generator())  # three batches
     series = prior.sample(ByClass(N), model, labels, generator(), Config())
-    torch.testing.assert_close(series, model.series(labels[:, None].expand(-1, N)))
+    tokens = labels[:, None].expand(-1, N)
+    torch.testing.assert_close(series, model.series(tokens))
+    with pytest.raises(InputError, match="stage1.pt is older"):
+        prior.sample(ByClass(N), model, labels, generator(), Config(texture=1))
+    model.amplitudes = draw(9, 21, dtype=torch.float32).abs()
+    model.evenness = torch.ones(model.config.n_codes, 5)
+    calls, texture = [], model.texture
+    monkeypatch.setattr(model, "texture", lambda *c: calls.append(c) or texture(*c))
+    rough = prior.sample(ByClass(N), model, labels, generator(), Config(texture=1))
+    assert torch.equal(torch.cat([c[0] for c in calls]), tokens)  # each series gets that of its own
+    expected = torch.cat([texture(t, generator(7)) for t, _ in calls])
+    torch.testing.assert_close((rough - series).std(), expected.std(), rtol=0.2, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -1814,6 +1897,7 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatc
         "decode_steps": (1, samples),
         "choice_temperature": (0.0, samples),
         "guidance": (3.0, {"cas"}),
+        "texture": (1, samples),
         "fcn_epochs": (1, of_fcn),
         "fcn_steps": (7, of_fcn),
         "cas_epochs": (2, {"cas", "cas_real"}),
@@ -1846,7 +1930,8 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatc
             np.load(folder / "samples.npz")["X"] for folder in (tmp_path / "a/own/r/s", run)
         )
         same = np.array_equal(before, after)
-        assert same == (name not in ("decode_steps", "choice_temperature", "guidance")), name
+        of_sampling = ("decode_steps", "choice_temperature", "guidance", "texture")
+        assert same == (name not in of_sampling), name
 
 
 # ---- runs: training loops ----
@@ -2287,6 +2372,9 @@ def test_a_step_of_stage_1_stays_on_the_device(meta, method, views, bands):
     model.eval()
     for tokens in (model.tokens(x), model.tokens(x, 1.0)):
         assert model.series(tokens).device == tokens.device == meta
+    model.amplitudes = torch.zeros(3, 21, device=meta)
+    model.evenness = torch.zeros(32, 5, device=meta)
+    assert model.texture(tokens).device == meta
     encoded = ncvqvae.encode_split(model, torch.zeros(8, 40))  # a split is moved batch by batch
     assert all(v.device == meta for v in encoded.values())
 

@@ -73,6 +73,7 @@ TRIALS = {
         "hidden 256": SLOWER | {"prior_hidden": 256, "stage2_steps": 800},
         "4000 steps": {"stage2_steps": 4000},
         "8000 steps": {"stage2_steps": 8000},
+        "texture": {"texture": 1},
         "dropout 0.1": {"prior_dropout": 0.1},
         "dropout 0.3": {"prior_dropout": 0.3},
         "dropout 0.3, 8000 steps": {"prior_dropout": 0.3, "stage2_steps": 8000},
