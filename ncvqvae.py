@@ -613,7 +613,7 @@ def measure_texture(model, x, most=256):
     residuals = x.cpu() - encoded["x_hat"]  # (n, L)
     power = stft(residuals, model.config.n_fft).square().sum(1)  # (n, H, W)
     power = power / power.mean(2, keepdim=True).clamp_min(1e-12)
-    codes = model.codes_of_bins(encoded["tokens"].to(x.device)).cpu()  # (n, H, W)
+    codes = model.codes_of_bins(encoded["tokens"])  # (n, H, W)
     H, K = power.shape[1], model.config.n_codes
     evenness = torch.zeros(K, H)
     for h in range(H):

@@ -2432,12 +2432,13 @@ def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
     monkeypatch.setattr(prior, "load_stage1", lambda *inputs: (stage1, None))
     monkeypatch.setattr(prior, "load_prior", lambda *inputs: (None, None))
     looks = []
+    monkeypatch.setattr(ncvqvae, "measure_texture", lambda model, x: looks.append(x))  # on a CPU
     monkeypatch.setattr(prior, "prior_loss", lambda p, *inputs: looks.extend(inputs))
     ncvqvae.train_stage1(tmp_path / "r", config, d)
     prior.train_stage2(tmp_path / "r", config, d)
     evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path, "fcn")
     assert steps == ["stage1"] * 2 + ["stage2"] * 2 + ["fcn"]
-    assert len(looks) == 2 and all(t.device == meta for t in looks)
+    assert len(looks) == 3 and all(t.device == meta for t in looks)
     p, saved = Prior(config, torch.zeros(64, 16), stage1.sizes, 3).to(meta), []
     monkeypatch.setattr(prior, "load_stage2", lambda *inputs: (p, stage1, dict(data=d.info())))
     monkeypatch.setattr(prior, "save_samples", lambda *inputs, X: saved.append(X))
