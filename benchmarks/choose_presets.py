@@ -370,10 +370,10 @@ def table(out, results):
     write_csv(results / "fast.csv", COLUMNS, rows)
     text = """# Trials on held-out fifths of train splits
 
-NAME-0 is the first of five folds. What a trial changes is relative to the fast preset, vibcreg-slice;
-`naive: texture` is the trial `texture` on the stage 1 of the trial `naive`. recall, coverage,
-nn_ratio and CAS are of samples of a class; in stage 1 of reconstructions (recall, coverage, CAS: of
-those that trained it). Minutes: one core of two in use.
+NAME-0 is the first of five folds. What a trial changes is relative to the fast preset and
+vibcreg-slice; `naive: texture` is the trial `texture` on the stage 1 of the trial `naive`. recall,
+coverage, nn_ratio and CAS are of samples of a class; in stage 1 of reconstructions (recall,
+coverage, CAS: of those that trained it). Minutes: one core of two in use.
 """
     for kind in KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]

@@ -284,6 +284,21 @@ def test_a_prior_is_tried_on_the_stage_1_of_another_trial(tmp_path, monkeypatch)
         assert 0 <= row["coverage"] <= 1 and 0 <= row["cas"] <= 1 and row["nn_ratio"] > 0
 
 
+def test_a_run_by_the_thesis_schedule_has_its_cas_and_counts_before_one_of_100_epochs(tmp_path):
+    rows = []
+    for epochs in (1000, 100):
+        run = tmp_path / f"{epochs}/Symbols/naive-none/seed1"
+        run.mkdir(parents=True)
+        config = Config(cas_epochs=epochs, seed=1).settings_of("metrics") | {"sha256": ""}
+        metrics = {"stages": 2, "cas": 0.5, "complete_data": True, "config": config}
+        data.write_json(run / "metrics.json", metrics)
+        rows += find_runs([run])
+    assert [row["cas_thesis"] for row in rows] == [0.5, None]
+    for order in (rows, rows[::-1]):
+        ((_, models),) = grid(order).items()
+        assert models[NAIVE][1]["cas_thesis"] == 0.5
+
+
 def test_tables_have_a_schedule_each_and_one_number_a_cell():
     fast = settings(Config(**data.PRESETS["fast"], precision="bf16"))
     intel = {"processor": "Xeon, 1 threads", "seconds_evaluate": 60.0}
