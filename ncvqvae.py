@@ -383,6 +383,7 @@ class Band(nn.Module):
                 f"--n-fft {config.n_fft}: {frames} frames are too few to halve {n} times; make it "
                 "smaller or --latent-width larger"
             )
+        self.frames = frames
         self.grid = (H, frames // 2**n)  # H, W' of z
         mask = torch.zeros(H, 1)
         mask[first : last + 1] = 1
@@ -456,11 +457,10 @@ class NCVQVAE(nn.Module):
 
     def decode(self, latents):
         """[z] or [z_q] -> u^ (B, 2, H, W), x^ (B, L). The STFT is linear: one inverse for all."""
-        frames = self.length // (self.config.n_fft // 4) + 1  # W of u
         u = 0.0
         for band, z in zip(self.bands, latents, strict=True):
             with self._autocast(z):
-                part = band.decoder(z, frames)
+                part = band.decoder(z, band.frames)
             # The decoder's other bins are set to zero (§3.1.1, u_LF and u_HF of eq. 3.2). float32
             # from here, so that backward adds the gradients of u^ and of x^ in float32.
             u = u + band.mask * part.float()
@@ -538,10 +538,12 @@ class NCVQVAE(nn.Module):
 
     def codes_of_bins(self, tokens):
         """Token ids (B, N) -> the last band's code at each bin of u, int64 (B, H, W)."""
-        frames = self.length // (self.config.n_fft // 4) + 1  # W of u
+        band = self.bands[-1]
         codes = tokens[:, -self.sizes[-1] :] % self.config.n_codes
-        codes = codes.unflatten(1, self.bands[-1].grid)  # (B, H, W')
-        column = torch.arange(frames, device=tokens.device) * codes.shape[2] // frames  # (W)
+        codes = codes.unflatten(1, band.grid)  # (B, H, W')
+        column = (
+            torch.arange(band.frames, device=tokens.device) * band.grid[1] // band.frames
+        )  # (W)
         return codes[:, :, column]
 
     @torch.no_grad()
