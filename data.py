@@ -158,6 +158,7 @@ class Config:
     stage1_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     stage1_batch: int = number(128, 2)  # §5.1.1; BatchNorm needs two series
     stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
+    stage1_warmup: int = number(0, 0, 10**9)  # steps in which the rate rises to that (ledger 37)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
     n_fft: int = number(8, 4, 4096)  # §5.1.1; hop n_fft/4
     width: int = number(64, 1, 4096)  # D: channels, and size of a code
@@ -274,6 +275,7 @@ PRESETS["fast"] = {  # chosen on held-out series: results/fast.md
     "stage1_steps": 800,
     "stage1_batch": 64,
     "stage1_lr": 3e-3,
+    "stage1_warmup": 100,
     "projector_dim": 1024,
     "stage2_steps": 2000,
     "stage2_batch": 64,
@@ -1498,9 +1500,13 @@ class Training:
             if time.time() - self.saved > self.SECONDS:
                 self._save()
 
-    def cosine(self, learning_rate):
-        """The learning rate of the coming step: from `learning_rate` by a cosine to 0 (§5.1.1)."""
-        return learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / self.total_steps))
+    def cosine(self, learning_rate, warmup=0):
+        """The learning rate of the coming step: from `learning_rate` by a cosine to 0 (§5.1.1).
+
+        In the first `warmup` steps it rises linearly to that.
+        """
+        rising = min(1, (self.step + 1) / (warmup + 1))
+        return rising * learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / self.total_steps))
 
     def step_done(self, loss, **terms):
         """Count the step just taken; log it if due."""

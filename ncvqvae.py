@@ -678,7 +678,7 @@ def train_stage1(run_dir, config, dataset=None):
             x_aug = augment(x_train[rows], config.augmentation, training.generator)
         loss, terms, tokens = model(x, x_aug)
         for group in optimizer.param_groups:
-            group["lr"] = training.cosine(config.stage1_lr)
+            group["lr"] = training.cosine(config.stage1_lr, config.stage1_warmup)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -689,6 +689,12 @@ def train_stage1(run_dir, config, dataset=None):
             warn(
                 f"step {training.step}: the codebook collapsed to one code; try another --seed or "
                 "a smaller --stage1-lr"
+            )
+        is_time_to_look = training.step in (training.total_steps // 2, training.total_steps)
+        if is_time_to_look and terms["recon_time"] > 0.95 * x.var():
+            warn(
+                f"step {training.step}: the reconstructions are no better than a constant; try "
+                "another --seed, a smaller --stage1-lr or a longer --stage1-warmup"
             )
         if training.just_ended(config.validate_epochs):
             model.eval()  # nothing moves, no random number is drawn (Fig. 6.2)

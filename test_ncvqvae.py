@@ -1979,6 +1979,7 @@ def test_every_loop_has_its_own_rate_decay_and_length(tmp_path, monkeypatch):
         dataset=own_data(tmp_path),
         stage1_steps=4,
         stage1_lr=0.1,
+        stage1_warmup=2,
         stage1_weight_decay=0.01,
         stage2_epochs=2,
         stage2_batch=8,
@@ -1989,12 +1990,13 @@ def test_every_loop_has_its_own_rate_decay_and_length(tmp_path, monkeypatch):
         fcn_weight_decay=0.03,
     )
     d = data.load_dataset(config.dataset)  # 24 series: 3 batches of stage 2, one of the classifier
-    for total, lr, decay, train in (
-        (4, 0.1, 0.01, lambda: ncvqvae.train_stage1(tmp_path / "r", config)),
-        (6, 0.2, 0.02, lambda: prior.train_stage2(tmp_path / "r", config)),
+    for total, lr, rising, decay, train in (
+        (4, 0.1, (1 / 3, 2 / 3), 0.01, lambda: ncvqvae.train_stage1(tmp_path / "r", config)),
+        (6, 0.2, (), 0.02, lambda: prior.train_stage2(tmp_path / "r", config)),
         (
             5,
             0.3,
+            (),
             0.03,
             lambda: evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path, "cas"),
         ),
@@ -2002,6 +2004,8 @@ def test_every_loop_has_its_own_rate_decay_and_length(tmp_path, monkeypatch):
         steps.clear()
         train()
         expected = [lr * (1 + math.cos(math.pi * t / total)) / 2 for t in range(total)]
+        for t, share in enumerate(rising):
+            expected[t] *= share
         assert [rate for rate, _ in steps] == pytest.approx(expected)
         assert {decay for _, decay in steps} == {decay}
 

@@ -1,6 +1,7 @@
 """How the presets `fast` and `best` are chosen: trials scored on a held-out fifth of a train split.
 
-    python -m benchmarks.choose_presets stage1 runs/fast TwoPatterns      # probes, reconstructions
+    python -m benchmarks.choose_presets probes runs/fast TwoPatterns      # stage 1's KNN, SVM
+    python -m benchmarks.choose_presets stage1 runs/fast TwoPatterns      # its reconstructions too
     python -m benchmarks.choose_presets stage2 runs/fast TwoPatterns      # priors on the first
     python -m benchmarks.choose_presets decoding runs/fast TwoPatterns    # one prior, many ways
     python -m benchmarks.choose_presets classifier runs/fast TwoPatterns  # the FCN's accuracy
@@ -53,6 +54,7 @@ from ncvqvae import encode_split, train_stage1
 from prior import class_proportions, load_stage2, sample, train_stage2
 
 NAIVE = {"method": "naive", "augmentation": "none"}
+BARLOW = {"method": "barlow"}
 ADAMW = {"optimizer": "adamw", "stage2_lr": 2e-3}
 SLOWER = {"stage2_lr": 2e-3}
 TRIALS = {
@@ -61,6 +63,12 @@ TRIALS = {
         "first edition": {"stage1_batch": 128, "projector_dim": 4096},
         "400 steps": {"stage1_steps": 400},
         "naive": NAIVE,
+        "no warm-up": {"stage1_warmup": 0},
+        "no warm-up, lr 1e-3": {"stage1_warmup": 0, "stage1_lr": 1e-3},
+        "warm-up 300": {"stage1_warmup": 300},
+        "barlow": BARLOW,
+        "barlow, no warm-up": BARLOW | {"stage1_warmup": 0},
+        "naive, no warm-up": NAIVE | {"stage1_warmup": 0},
     },
     "stage2": {
         "fast": {},
@@ -100,6 +108,7 @@ for name, fields in {
 }.items():
     TRIALS["stage1"][name] = fields
     TRIALS["stage1"][f"naive, {name}"] = NAIVE | fields
+TRIALS["probes"] = TRIALS["stage1"]
 for lr in (1e-3, 3e-3):
     for steps in (300, 600, 1200, 2400):
         fields = {"fcn_steps": steps, "fcn_lr": lr}
@@ -244,25 +253,38 @@ def cas_of(x, y, trial, run, seeds=(1, 2)):
 # ---------------------------------------------------------------------------------------------
 
 
-def stage1(trial):
-    """Recon and probes of the held-out fifth, and what a classifier says to its reconstructions.
-
-    CAS is of the reconstructed four fifths: a prior that loses nothing would have it.
-    """
+def encoded_and_probed(trial):
+    """Stage 1, trained where missing -> the split's two encodings, a row of recon and probes."""
     dataset = trial.dataset
     run = trial.folder / "stage1" / trial.name
     model = train_stage1(run, trial.config(), dataset)
     train = encode_split(model, dataset.x_train)
     test = encode_split(model, dataset.x_test)
     knn, svm = probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
+    minutes = load_checkpoint(run / "stage1.pt")["seconds"] / 60
+    recon = test["errors"].sum(1).mean().item()
+    return train, test, {"recon": recon, "knn": knn, "svm": svm, "minutes": minutes}
+
+
+def probes(trial):
+    """Recon and probes of the held-out fifth."""
+    _, _, row = encoded_and_probed(trial)
+    yield row
+
+
+def stage1(trial):
+    """Those, and what a classifier says to the reconstructions.
+
+    CAS is of the reconstructed four fifths: a prior that loses nothing would have it.
+    """
+    dataset = trial.dataset
+    run = trial.folder / "stage1" / trial.name
+    train, test, row = encoded_and_probed(trial)
     fcn = trial.classifier()
     real, p_real = classify(fcn, dataset.x_test)
     reconstructed, p_reconstructed = classify(fcn, test["x_hat"])
     near = precision_recall_density_coverage(real, classify(fcn, train["x_hat"])[0])
-    yield {
-        "recon": test["errors"].sum(1).mean().item(),
-        "knn": knn,
-        "svm": svm,
+    yield row | {
         "accuracy": accuracy(p_real, dataset.y_test),
         "own": accuracy(p_reconstructed, dataset.y_test),
         "fid": frechet_distance(reconstructed, real),
@@ -270,7 +292,6 @@ def stage1(trial):
         "coverage": near["coverage"],
         "nn_ratio": nearest_neighbour_ratio(test["x_hat"], dataset.x_train, dataset.x_test),
         "cas": cas_of(train["x_hat"], dataset.y_train, trial, run),
-        "minutes": load_checkpoint(run / "stage1.pt")["seconds"] / 60,
     }
 
 
@@ -322,6 +343,7 @@ def cas(trial):
 
 
 KINDS = {
+    "probes": probes,
     "stage1": stage1,
     "stage2": stage2,
     "decoding": decoding,
@@ -377,6 +399,8 @@ coverage, CAS: of those that trained it). Minutes: one core of two in use.
 """
     for kind in KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]
+        if not of_kind:
+            continue
         columns = [name for name in COLUMNS[1:] if any(name in row for row in of_kind)]
         lines = []
         for row in of_kind:

@@ -238,7 +238,7 @@ def test_trials_of_the_presets_stand_in_a_table_each_and_stage_2_in_one_more(tmp
     data.write_json(tmp_path / "A-0" / "stage2-fast.rows.json", rows)
     choose_presets.table(tmp_path, tmp_path)
     text = (tmp_path / "fast.md").read_text()
-    assert "| A-0 | fast |  | class | 20 |" in text and "## cas" in text
+    assert "| A-0 | fast |  | class | 20 |" in text and "## cas" not in text
     assert "| A-0 | fast | 1.0 | 0.5 / 0.75 |  |  | 2.12 |" in text
     header, *lines = (tmp_path / "fast.csv").read_text().splitlines()
     assert header.startswith("kind,dataset,trial,changed,sampled,passes") and len(lines) == 3
