@@ -20,6 +20,7 @@ from benchmarks.rows import (
     MODELS,
     NAIVE,
     NC,
+    NO_WARMUP,
     NOISE,
     RECON,
     is_gain,
@@ -369,10 +370,12 @@ hang on their classifiers, which `thesis` trains longer. {TIMEVQVAE}
 ## `fast` against the thesis' schedule
 
 {beside(cells, "thesis, bf16", "fast, bf16")}
+{beside(cells, "thesis, bf16", "fast, bf16" + NO_WARMUP)}
 {beside(cells, "thesis, bf16", "fast, bf16" + EARLIER)}
 ## `best` against `fast`
 
 {beside(cells, "fast, bf16", "best, bf16")}
+{beside(cells, "fast, bf16" + NO_WARMUP, "best, bf16" + NO_WARMUP)}
 {beside(cells, "fast, bf16" + EARLIER, "best, bf16" + EARLIER)}"""
 
 
@@ -394,6 +397,7 @@ DEPARTURES = (
     ),
     ("Two views", "one view", "two views", "stage1_settings", r"views=2 ?"),
     ("Two bands", "one band", "two bands", "stage1_settings", r"bands=2 ?"),
+    ("Warm-up (ledger 37)", "no warm-up", "warm-up", "stage1_settings", r"stage1_warmup=\d+ ?"),
 )
 
 

@@ -249,16 +249,19 @@ def write_csv(path, columns, rows):
 
 def schedules():
     """{(stage 1's settings, the later ones'): the schedule in words}, of what is compared."""
-    # Rows from before there was steps_per_class: cas_steps=40 were steps a class, and the presets
-    # did not set fcn_lr. They are runs of the same presets, whose classifiers have changed.
-    before = {"cas_steps": 40, "steps_per_class": 0, "fcn_lr": Config.fcn_lr}
+    # Runs of the same presets from before they changed. Where there is no steps_per_class,
+    # cas_steps=40 were steps a class, and fcn_lr was the thesis'.
+    before = {"stage1_warmup": 0}
+    long_before = before | {"cas_steps": 40, "steps_per_class": 0, "fcn_lr": Config.fcn_lr}
     words_of = {}
     for precision in ("float32", "bf16"):
         for preset in ("thesis", "fast", "best"):
             values = PRESETS[preset] | {"precision": precision}
             words_of[settings(Config(**values))] = f"{preset}, {precision}"
             if preset != "thesis":
-                words_of[settings(Config(**values | before))] = f"{preset}, {precision}"
+                for earlier in (before, long_before):
+                    words = f"{preset}, {precision}{NO_WARMUP}"
+                    words_of[settings(Config(**values | earlier))] = words
         shorter = Config(precision=precision, cas_epochs=100)
         words_of[settings(shorter)] = f"thesis, {precision}"
     return words_of
@@ -278,6 +281,8 @@ def is_whole(row):
     return row["complete_data"] or published == row["n_train"] + row["n_test"] + 1
 
 
+# What the presets once were: without warm-up, and before that with other classifiers too.
+NO_WARMUP = ", no warm-up"
 EARLIER = ", earlier classifiers"
 
 
@@ -289,9 +294,10 @@ def without_precision(words):
 def grid(rows):
     """The cells of the runs on complete data by a known schedule.
 
-    The presets' classifiers have changed once. FID, IS and CAS of two classifiers do not compare,
-    so runs of the earlier ones have cells of their own, whose schedule ends in EARLIER. Runs of
-    stage 1 alone, which have no classifier, stand in both, where there are both.
+    The presets have changed twice. FID, IS and CAS of two classifiers do not compare, and stage 1
+    has a warm-up now, so earlier runs have cells of their own, whose schedule ends in EARLIER or
+    NO_WARMUP. Runs of stage 1 alone, which have no classifier, stand in both of the latter, where
+    there are both.
     """
     words_of = schedules()
     cells = {}
@@ -306,12 +312,12 @@ def grid(rows):
             without_classifier.append((row, model, words))
             continue
         if not words.startswith("thesis") and "steps_per_class" not in row["later_settings"]:
-            words += EARLIER
+            words = words.replace(NO_WARMUP, EARLIER)
         models = cells.setdefault((row["dataset"], words), {})
         models.setdefault(model, {})[row["seed"]] = row
     for row, model, words in without_classifier:
         cells.setdefault((row["dataset"], words), {})
-        for key in ((row["dataset"], words), (row["dataset"], words + EARLIER)):
+        for key in ((row["dataset"], words), (row["dataset"], words.replace(NO_WARMUP, EARLIER))):
             if key in cells:
                 cells[key].setdefault(model, {}).setdefault(row["seed"], row)
     return dict(sorted(cells.items()))
@@ -320,16 +326,17 @@ def grid(rows):
 def one_schedule(cells):
     """The cells with naive and another model, each dataset once, in the thesis' order.
 
-    The schedule with the most models, then the thesis', then `fast`, then that of today's
-    classifiers, then that of more runs.
+    The schedule with the most models, then the thesis', then `fast`, then today's, then that of
+    today's classifiers, then that of more runs.
     """
     best = {}  # {dataset: (weight, schedule)}
     for (dataset, words), models in cells.items():
         if NAIVE in models and len(models) > 1:
             n_runs = sum(map(len, models.values()))
             by_thesis = words.startswith("thesis")
-            today = EARLIER not in words
-            weight = (len(models), by_thesis, words.startswith("fast"), today, n_runs)
+            fast = words.startswith("fast")
+            today = (EARLIER not in words, NO_WARMUP not in words)
+            weight = (len(models), by_thesis, fast, *today, n_runs)
             if dataset not in best or weight > best[dataset][0]:
                 best[dataset] = (weight, words)
     chosen = {}

@@ -40,6 +40,7 @@ from benchmarks.rows import (
     one_schedule,
     pooled_std,
     read_rows,
+    schedule,
     schedules,
     settings,
     write_csv,
@@ -209,7 +210,7 @@ def test_headline_stars_what_seeds_do_not_explain():
     assert [*chosen] == [("A", "fast, bf16")]  # most models, then not `best`
 
 
-def test_rows_of_40_steps_a_class_are_rows_of_the_presets():
+def test_rows_of_what_the_presets_were_have_cells_of_their_own():
     first = "precision=bf16 stage1_steps=800 stage1_batch=64 stage1_lr=0.003 projector_dim=1024"
     later = "stage2_batch=64 stage2_lr=0.004 optimizer=muon prior_hidden=128"
     guided = "decode_steps=20 guidance=2.0"
@@ -218,11 +219,22 @@ def test_rows_of_40_steps_a_class_are_rows_of_the_presets():
         ("fast", f"stage2_steps=2000 {later} {end}"),
         ("best", f"stage2_steps=4000 {later} {guided} {end}"),
     ):
-        assert schedules()[first, then] == f"{preset}, bf16"
+        assert schedules()[first, then] == f"{preset}, bf16, no warm-up"
         assert schedules()[settings(Config(**data.PRESETS[preset], precision="bf16"))] == (
             f"{preset}, bf16"
         )
-    assert list(grid([row_of("naive-none", first=first)])) == [("Symbols", "fast, bf16")]
+    of_today, classifiers = settings(Config(**data.PRESETS["fast"], precision="bf16"))
+    fcn = f"stage2_steps=2000 {later} {end}"
+    for stage1_settings, later_settings, words in (
+        (of_today, classifiers, "fast, bf16"),
+        (first, classifiers, "fast, bf16, no warm-up"),
+        (first, fcn, "fast, bf16, earlier classifiers"),
+        (of_today, "none", "fast, bf16"),
+        (first, "none", "fast, bf16, no warm-up"),
+    ):
+        row = row_of("naive-none", first=stage1_settings, later=later_settings)
+        assert list(grid([row])) == [("Symbols", words)]
+        assert schedule(row, schedules()) in words.replace("earlier classifiers", "no warm-up")
     other = row_of("naive-none", first=first, later=f"stage2_steps=2000 {later} {end}0")
     assert not grid([other])
 
