@@ -2123,6 +2123,33 @@ def test_the_seed_reaches_the_first_weights_of_every_stage(tmp_path):
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(*weights, strict=True))
 
 
+def test_what_stage_1_fails_to_learn_is_warned_of(tmp_path, capsys, monkeypatch):
+    """Half-way and at the end: one code for all, or reconstructions no better than a constant."""
+    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=60, stage1_lr=1e-2)
+    ncvqvae.train_stage1(tmp_path / "well", config)
+    assert "WARNING" not in capsys.readouterr().err
+
+    def nothing(self, latents):
+        u, x = decode(self, latents)
+        return 0 * u, 0 * x
+
+    def one_code(self, latents):
+        z_q, ids, commitment = quantize(self, latents)
+        return z_q, 0 * ids, commitment
+
+    decode, quantize = NCVQVAE.decode, NCVQVAE.quantize
+    config = dataclasses.replace(config, stage1_steps=4)
+    monkeypatch.setattr(NCVQVAE, "decode", nothing)
+    ncvqvae.train_stage1(tmp_path / "nothing", config)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert [line.split(": ")[1] for line in warnings] == ["step 2", "step 4"]
+    assert all("no better than a constant" in line for line in warnings)
+    monkeypatch.setattr(NCVQVAE, "decode", decode)
+    monkeypatch.setattr(NCVQVAE, "quantize", one_code)
+    ncvqvae.train_stage1(tmp_path / "one", dataclasses.replace(config, stage1_steps=1))
+    assert "step 1: the codebook collapsed to one code" in capsys.readouterr().err
+
+
 def test_the_same_seed_gives_the_same_prior(tmp_path):
     config = tiny_config(stage1_steps=2, stage2_steps=3, dataset=own_data(tmp_path))
     ncvqvae.train_stage1(tmp_path / "r", config)

@@ -13,9 +13,11 @@ from pathlib import Path
 from benchmarks import compare
 from benchmarks.rows import (
     BY_CLASSIFIER,
+    EARLIER,
     LOWER_IS_BETTER,
     MODELS,
     NAIVE,
+    NO_WARMUP,
     export,
     find_runs,
     grid,
@@ -196,7 +198,10 @@ def readme_table(cells, model=("vibcreg", "slice")):
     for (dataset, words), models in compared.items():
         if model not in models:
             continue
-        line = [f"{dataset}, {words.split(',')[0]}"]
+        preset = words.split(",")[0]
+        if EARLIER in words or NO_WARMUP in words:
+            preset += NO_WARMUP
+        line = [f"{dataset}, {preset}"]
         for ours, theirs in README_COLUMNS.values():
             for who in (NAIVE, model):
                 value, n = mean(models[who], ours)
