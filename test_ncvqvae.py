@@ -2169,6 +2169,7 @@ CHANGES = dict(
     stage1_steps=2,
     stage1_batch=12,
     stage1_lr=1e-2,
+    stage1_warmup=1,
     stage1_weight_decay=5.0,
     views=2,
     bands=2,
