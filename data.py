@@ -292,6 +292,7 @@ PRESETS["fast"] = {  # chosen on held-out series: results/fast.md
 PRESETS["best"] = PRESETS["fast"] | {"stage2_steps": 4000, "decode_steps": 20, "guidance": 2.0}
 PRESETS["toy"] = PRESETS["fast"] | {
     "stage1_steps": 300,
+    "stage1_warmup": 0,  # it would be a third of them
     "stage2_steps": 550,
     "fcn_steps": 200,
     "cas_steps": 200,
