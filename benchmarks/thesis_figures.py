@@ -116,7 +116,7 @@ def set_names(cells, metric):
         n = f"{min(counts)}–{max(counts)}"
         if min(counts) == max(counts):
             n = str(max(counts))
-        names.append(f"{dataset}\n{short(schedule)}, n {n}")
+        names.append(f"{dataset}\n{short(schedule)}\nn {n}")
     return names
 
 
