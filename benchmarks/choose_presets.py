@@ -254,7 +254,7 @@ def cas_of(x, y, trial, run, seeds=(1, 2)):
 
 
 def encoded_and_probed(trial):
-    """Stage 1, trained where missing -> the split's two encodings, a row of recon and probes."""
+    """Stage 1, trained where missing -> its folder, both splits encoded, a row of the probes."""
     dataset = trial.dataset
     run = trial.folder / "stage1" / trial.name
     model = train_stage1(run, trial.config(), dataset)
@@ -263,12 +263,12 @@ def encoded_and_probed(trial):
     knn, svm = probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
     minutes = load_checkpoint(run / "stage1.pt")["seconds"] / 60
     recon = test["errors"].sum(1).mean().item()
-    return train, test, {"recon": recon, "knn": knn, "svm": svm, "minutes": minutes}
+    return run, train, test, {"recon": recon, "knn": knn, "svm": svm, "minutes": minutes}
 
 
 def probes(trial):
     """Recon and probes of the held-out fifth."""
-    _, _, row = encoded_and_probed(trial)
+    *_, row = encoded_and_probed(trial)
     yield row
 
 
@@ -278,8 +278,7 @@ def stage1(trial):
     CAS is of the reconstructed four fifths: a prior that loses nothing would have it.
     """
     dataset = trial.dataset
-    run = trial.folder / "stage1" / trial.name
-    train, test, row = encoded_and_probed(trial)
+    run, train, test, row = encoded_and_probed(trial)
     fcn = trial.classifier()
     real, p_real = classify(fcn, dataset.x_test)
     reconstructed, p_reconstructed = classify(fcn, test["x_hat"])
