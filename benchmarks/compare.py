@@ -307,7 +307,7 @@ TIMEVQVAE = (
 def beside(cells, one, other):
     """Schedule `one`, `other`, their difference and the published means: four rows a model.
 
-    Means are over the seeds that both have.
+    Means are over the seeds that both have; "" where no model has such seeds.
     """
     lines = []
     for dataset in dict.fromkeys(name for name, _ in cells):
@@ -328,7 +328,8 @@ def beside(cells, one, other):
             if any(means):
                 four = [(value, 4) for value in means]
                 lines.append([*who, "published", "four", *map(shown, four)])
-    return markdown(["dataset", "model", "schedule", "seeds", *SCORES, "minutes"], lines)
+    columns = ["dataset", "model", "schedule", "seeds", *SCORES, "minutes"]
+    return markdown(columns, lines) if lines else ""
 
 
 def means_over(seeds, runs):
@@ -359,24 +360,24 @@ def changes(cells, dataset, ours, theirs):
 
 
 def presets(cells):
-    """presets.md: the presets beside each other."""
-    return f"""# The presets
+    """presets.md: the presets beside each other, runs of one edition of them a table."""
+    text = f"""# The presets
 
 `fid_recon` and `fid_floor`, FID of reconstructions and of train series, and `is_real`, IS of the
 real test split, bound FID and IS. Minutes are of one core, the other one busy too. FID, IS and CAS
 hang on their classifiers, which `thesis` trains longer. {TIMEVQVAE}
 {NOISE}
-
-## `fast` against the thesis' schedule
-
-{beside(cells, "thesis, bf16", "fast, bf16")}
-{beside(cells, "thesis, bf16", "fast, bf16" + NO_WARMUP)}
-{beside(cells, "thesis, bf16", "fast, bf16" + EARLIER)}
-## `best` against `fast`
-
-{beside(cells, "fast, bf16", "best, bf16")}
-{beside(cells, "fast, bf16" + NO_WARMUP, "best, bf16" + NO_WARMUP)}
-{beside(cells, "fast, bf16" + EARLIER, "best, bf16" + EARLIER)}"""
+"""
+    thesis, fast, best = "thesis, bf16", "fast, bf16", "best, bf16"
+    editions = ("", NO_WARMUP, EARLIER)
+    of_fast = [beside(cells, thesis, fast + edition) for edition in editions]
+    of_best = [beside(cells, fast + edition, best + edition) for edition in editions]
+    for heading, tables in (
+        ("`fast` against the thesis' schedule", of_fast),
+        ("`best` against `fast`", of_best),
+    ):
+        text += "\n".join([f"\n## {heading}\n", *filter(None, tables)])
+    return text
 
 
 # Heading; what a run without and one with it is called; the column that says so, and how.
