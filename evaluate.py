@@ -84,7 +84,7 @@ SHOWN = (
     "coverage",
     "nn_ratio",
 )
-# What metrics.json has in any case, None where it was not measured; `config`, `stages` and
+# Keys that are always in metrics.json, None where it was not measured; `config`, `stages` and
 # `classifier` stand beside them. nn_ratio: how near samples lie to train series. fid_floor,
 # is_real, cas_real: what real series score, fid_recon: what reconstructions do.
 METRICS = (
@@ -175,8 +175,9 @@ class FCN(nn.Module):
 def train_fcn(x, y, n_classes, config, folder, name):
     """Train an FCN on x (n, L), y (n,) in 0..K-1 -> FCN in eval mode, and its Training.
 
-    A resume file stays until the caller calls training.finish or deletes it. AdamW, cosine, the
-    last step's weights, as published (ledger 15). name: of its lines in the log and of its files.
+    AdamW, cosine, the last step's weights, as published (ledger 15). name: of its lines in the log
+    and of its files. A resume file stays until the caller calls training.finish, or deletes it
+    where no checkpoint is kept (CAS).
     """
     device = pick_device(config.precision)
     torch.manual_seed(config.seed)
@@ -211,8 +212,14 @@ def train_fcn(x, y, n_classes, config, folder, name):
     return model.eval().requires_grad_(False), training
 
 
+# An FCN is trained for three ends, each with its number of steps in fcn_steps of a config:
+#     FID and IS   on the train split           fcn_config, seed 0, shared by all runs of a dataset
+#     CAS          on generated series          cas_config, the run's seed
+#     cas_real     on the train split           cas_config, seed 0, shared
+
+
 def classifier_config(config, steps, epochs, n, n_classes):
-    """config with the steps of a classifier of n series in fcn_steps.
+    """A copy of config, with the steps that train a classifier on n series as fcn_steps.
 
     They are max(steps, steps_per_class K); where steps is 0, what `epochs` epochs take. fcn_epochs,
     now unused, becomes the default: it is in the hash that names the classifier's file, and the
@@ -253,7 +260,8 @@ def dataset_fcn(folder, dataset, config):
             x, y = dataset.x_train, dataset.y_train
             _, training = train_fcn(x, y, n_classes, config, folder, name)
             training.finish(path)
-    # Not compared with the dataset, whose sha256 is in the name: the file's is of x and y alone.
+    # The dataset's sha256 is in the name. The one in the file is train_fcn's, of x and y alone, so
+    # it is not compared.
     checkpoint, made_with = read_checkpoint(path, "fcn", config)
     fcn = ready(FCN(n_classes, made_with.precision), checkpoint, path, made_with.precision)
     return fcn, path, checkpoint["step"]
@@ -285,8 +293,8 @@ def frechet_distance(f1, f2):
     symmetric: singular covariances are no trouble. ValueError for under 2 rows.
 
     It sees means and covariances of what the classifier looks at, and nothing else: what does not
-    tell classes apart may be wrong unnoticed. Of few rows it is too high, so it is read beside that
-    of as many real series (fid_floor).
+    tell classes apart may be wrong unnoticed. With few rows it is too high, so it is read beside
+    that of as many real series (fid_floor).
     """
     f1 = np.asarray(f1, dtype=np.float64)
     f2 = np.asarray(f2, dtype=np.float64)
@@ -351,9 +359,9 @@ def classification_accuracy_score(x, y, dataset, config, folder):
 
     None, with a warning, where y lacks a class of the data.
 
-    It sees whether generated series have what tells the classes apart. It hangs on the length of
-    the training: a long one learns what real series lack too, and scores the same samples lower
-    (ledger 34). So it is read beside cas_real, of the same steps.
+    It sees whether generated series have what tells the classes apart. It depends on the length of
+    the training: a longer one also learns features of generated series that real ones lack, and
+    scores the same samples lower (ledger 34). So it is read beside cas_real, of the same steps.
     """
     absent = [str(label) for k, label in enumerate(dataset.classes) if not (y == k).any()]
     if absent:
@@ -394,7 +402,7 @@ def memorising(generated, dataset, x_hat=None):
     ratio = nearest_neighbour_ratio(generated, x_train, x_test)
     scores = {"nn_ratio": ratio}
     if x_hat is None:
-        yardstick = 0.5  # real series that are merely smoothed have ratios of 0.76 to 0.95
+        yardstick = 0.5  # far below what smoothing alone does: 0.92, 0.95 in results/fast.md
         whose = "half of what test series have"
     else:
         yardstick = nearest_neighbour_ratio(x_hat, x_train, x_test)
@@ -410,7 +418,7 @@ def memorising(generated, dataset, x_hat=None):
 
 
 def shared_folder(folder):
-    """OUT/DATASET of a run's or a score's folder OUT/DATASET/.../..., else the folder itself."""
+    """OUT/DATASET of OUT/DATASET/METHOD-AUG/seedN or OUT/DATASET/scored/FILE, else the folder."""
     folder = Path(folder).resolve()
     is_run = re.fullmatch(r"seed[0-9]+", folder.name) or folder.parent.name == "scored"
     return folder.parent.parent if is_run else folder
@@ -422,8 +430,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     generated: (n, L), for FID, IS and what compares features.
     conditional, labels: (n', L) and (n',), for CAS; labels None: no CAS.
     x_hat: (n_test, L), the reconstructed test split where samples are a run's own.
-    folder: the run's, OUT/DATASET/METHOD-AUG/seedN; the classifier is kept in OUT/DATASET, or in
-    the folder itself where it lies elsewhere.
+    folder: the run's, OUT/DATASET/METHOD-AUG/seedN; the classifiers are kept in OUT/DATASET, or in
+    the folder itself where that is no run's.
     The key `classifier` has the file, steps and accuracy of the one behind FID and IS.
     """
     scores = memorising(generated, dataset, x_hat)
@@ -439,7 +447,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, dataset))
     real, p_real = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
     fake, p_fake = classify(fcn, generated)
-    # What a perfect model could reach. FID: of n train series; IS: of n series of the test split.
+    # What real series reach. FID: n train series, repeated where the split has fewer: new series
+    # would have a lower one. IS: n series of the test split, or all of it.
     n_train, n_test = len(dataset.x_train), len(dataset.x_test)
     too_few = n_train < n
     rows = np.random.default_rng(0).choice(n_train, n, replace=too_few)
@@ -462,8 +471,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
         # What CAS could reach: the same training on the real train split. Its seed is 0, so that
         # all runs share it.
         cas_real_config = replace(cas_config(config, dataset, len(conditional)), seed=0)
-        fcn, _, _ = dataset_fcn(root, dataset, cas_real_config)
-        scores["cas_real"] = accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
+        fcn_of_cas, _, _ = dataset_fcn(root, dataset, cas_real_config)
+        scores["cas_real"] = accuracy(classify(fcn_of_cas, dataset.x_test)[1], dataset.y_test)
     return scores
 
 
@@ -494,14 +503,14 @@ def evaluate_run(run_dir, config=None):
         "seconds_stage1": checkpoint["seconds"],
     }
     # Frozen: eval mode, so that no test series moves BatchNorm or codebook (ledger 12).
-    train = encode_split(stage1, dataset.x_train)
-    test = encode_split(stage1, dataset.x_test)
-    metrics |= score_tokens(stage1, dataset, train, test)
+    encoded_train = encode_split(stage1, dataset.x_train)
+    encoded_test = encode_split(stage1, dataset.x_test)
+    metrics |= score_tokens(stage1, dataset, encoded_train, encoded_test)
     samples = None
     if config.stages == 2:
         prior, checkpoint = load_prior(run_dir, stage1, config, dataset)
         metrics["seconds_stage2"] = checkpoint["seconds"]
-        metrics |= score_prior(prior, dataset, train, test)
+        metrics |= score_prior(prior, dataset, encoded_train, encoded_test)
         samples = draw_samples(prior, stage1, dataset, config)
         save_run_samples(run_dir / "samples.npz", dataset, samples)
         metrics |= score_samples(
@@ -511,7 +520,7 @@ def evaluate_run(run_dir, config=None):
             dataset,
             config,
             run_dir,
-            test["x_hat"],
+            encoded_test["x_hat"],
         )
         in_file = samples["conditional"] if dataset.classes else samples["generated"]
         metrics["n_generated"] = len(in_file)  # series of X in samples.npz
@@ -521,44 +530,45 @@ def evaluate_run(run_dir, config=None):
         "config": config.settings_of("metrics") | {"sha256": dataset.sha256},
     }
     write_json(run_dir / "metrics.json", metrics)  # before anything is drawn
-    draw_figures(run_dir, dataset, stage1, test, samples)
+    draw_figures(run_dir, dataset, stage1, encoded_test, samples)
     return metrics
 
 
-def score_tokens(stage1, dataset, train, test):
-    """Reconstruction, probes and code use -> {key: value}. train, test: dicts of encode_split."""
-    time_error, frequency_error = test["errors"].mean(0).tolist()
-    codes_used, perplexity = code_usage(test["tokens"], len(stage1.codebook()))
+def score_tokens(stage1, dataset, encoded_train, encoded_test):
+    """Reconstruction, probes and code use of both splits' encode_split -> {key: value}."""
+    errors = encoded_test["errors"]  # (n_test, 2)
+    time_error, frequency_error = errors.mean(0).tolist()
+    codes_used, perplexity = code_usage(encoded_test["tokens"], len(stage1.codebook()))
     scores = {
         "recon": time_error + frequency_error,
         "recon_time": time_error,
         "recon_timefreq": frequency_error,
         # As the published recon: of the last mini-batch alone (ledger 13), but in eval mode.
-        "recon_last_batch": test["errors"].sum(1).split(128)[-1].mean().item(),
+        "recon_last_batch": errors.sum(1).split(128)[-1].mean().item(),
         "codes_used": codes_used,
         "perplexity": perplexity,
     }
     if dataset.classes:
         scores["knn"], scores["svm"] = probe(
-            train["pooled"], dataset.y_train, test["pooled"], dataset.y_test
+            encoded_train["pooled"], dataset.y_train, encoded_test["pooled"], dataset.y_test
         )
     else:
         say(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS")
     return scores
 
 
-def score_prior(prior, dataset, train, test):
-    """Masked cross-entropy of both splits -> {key: float}. train, test: dicts of encode_split.
+def score_prior(prior, dataset, encoded_train, encoded_test):
+    """Masked cross-entropy of both splits' tokens -> {key: float}.
 
     A low one of the train split beside a high one of the test split: the prior is overfit. Losses
-    of two stage 1 do not compare, as their tokens are two languages: a collapsed codebook, which
-    says nothing, has the lowest of all.
+    over the tokens of two different stage-1 models cannot be compared: a collapsed codebook, whose
+    tokens say nothing, has the lowest of all.
     """
     device = next(prior.parameters()).device
     scores = {}
     for key, split, y in (
-        ("prior_loss_train", train, dataset.y_train),
-        ("prior_loss", test, dataset.y_test),
+        ("prior_loss_train", encoded_train, dataset.y_train),
+        ("prior_loss", encoded_test, dataset.y_test),
     ):
         scores[key] = prior_loss(prior, split["tokens"].to(device), y.to(device))
     return scores
@@ -639,7 +649,7 @@ def as_it_is(label):
     return text
 
 
-def draw_figures(run_dir, dataset, stage1, test, samples):
+def draw_figures(run_dir, dataset, stage1, encoded_test, samples):
     """Draw all figures of a run into run_dir/figures; the first three where samples is None.
 
     samples: the dict of draw_samples. A figure that fails is a warning, as what a run has measured
@@ -647,14 +657,14 @@ def draw_figures(run_dir, dataset, stage1, test, samples):
     """
     run_dir = Path(run_dir)
     drawings = {
-        "reconstructions": lambda: draw_reconstructions(dataset, test["x_hat"]),
-        "latents": lambda: draw_latents(dataset, test["pooled"]),
+        "reconstructions": lambda: draw_reconstructions(dataset, encoded_test["x_hat"]),
+        "latents": lambda: draw_latents(dataset, encoded_test["pooled"]),
         "losses": lambda: draw_losses(read_log(run_dir)),
     }
     if samples is not None:
         drawings["samples"] = lambda: draw_series(dataset, samples)
         drawings["generated"] = lambda: draw_real_and_generated(
-            dataset, stage1, test["pooled"], samples["generated"]
+            dataset, stage1, encoded_test["pooled"], samples["generated"]
         )
     for name, draw in drawings.items():
         path = run_dir / "figures" / f"{name}.png"
@@ -769,7 +779,7 @@ def draw_series(dataset, samples):
     its train series do. A column shares its y axis, so that a wrong scale shows.
     """
     columns = [*range(min(6, len(dataset.classes))), None]
-    rows = (
+    rows = (  # name, series of classes, their labels, series of any class
         ("train", dataset.x_train, dataset.y_train, dataset.x_train),
         ("test", dataset.x_test, dataset.y_test, dataset.x_test),
         ("samples", samples["conditional"], samples["labels"], samples["generated"]),

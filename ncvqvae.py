@@ -4,19 +4,20 @@ r"""Chapter 1: tokens (thesis §4.1.1, §5.1.1; eq. 2.13, 3.1 to 3.3, 3.7 to 3.1
     x' = augment(x) -> u' -> the same Encoder -> z' ----> the same Decoder -> u'^ -> x'^
     SSL: z_q and z', average and max pooled -> Projector -> Barlow Twins or VIbCReg
 
-The augmented branch is not quantised. The SSL loss draws z_q and z' together: its gradient moves z,
-straight through, and the codes follow as moving averages. So they come to be ordered by what
-survives the augmentation.
+The augmented branch is not quantised. The SSL loss pulls z_q and z' together. Its gradient reaches
+the encoder through both, on the side of z_q straight through the quantiser; the codes follow as
+moving averages. So they should come to be ordered by what survives the augmentation (§4.1).
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \
         --augmentation slice --precision bf16  # 6 minutes, one CPU core
 
 Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames of u (4 L/n_fft + 1), W'
-frames of z (W halved n times), D channels and code dimension (64), K codes of a band (32), N = H W'
-tokens of a band, P projector dimension (4096).
+frames of z (W halved n times), D channels and code dimension (64), K codes of a band (32), N tokens
+of all bands (H W' each), P projector dimension (4096). TwoPatterns, L 128: u (B, 2, 5, 65), n 3, z
+(B, 64, 5, 8), N 40. What the model calls latents are lists, a z for each band.
 
 "Ledger 4" is row 4 of the ledger in README.md, which says where the thesis' text, the authors'
-program and this code differ. "Drafts" are the project thesis and notes that came before.
+program and this code differ.
 """
 
 import math
@@ -60,7 +61,7 @@ from data import (
 def stft(x, n_fft=8):
     """Short-time Fourier transform, hop n_fft/4. x (B, L) -> u (B, 2, H, W), real and imaginary.
 
-    RuntimeError (torch) where L <= n_fft/2. §5.1.1; the window: ledger 25.
+    RuntimeError (torch) where L <= n_fft/2. §5.1.1. Window: ledger 25.
     """
     window = torch.hann_window(n_fft, device=x.device, dtype=x.dtype)
     u = torch.stft(x, n_fft, window=window, return_complex=True)  # (B, H, W) complex
@@ -82,7 +83,9 @@ def istft(u, n_fft, length):
 def n_downsampling(length, latent_width):
     """Number n of halvings: the largest with 2^n <= L / (2 latent_width), rounded, but at least 1.
 
-    u has L/2 frames (n_fft 8), so W' is about 1 to 2 times latent_width; less for short series,
+    latent_width: how many frames of z are aimed at (ledger 1).
+
+    As u has L/2 frames (n_fft 8), W' is about 1 to 2 times latent_width; less for short series,
     where L < 4 latent_width.
     """
     ratio = round(length / (2 * latent_width))
@@ -91,14 +94,14 @@ def n_downsampling(length, latent_width):
 
 
 class ResidualBlock(nn.Module):
-    """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv 1x1), (B, D, H, W). §5.1.1.
+    """x + (LeakyReLU - Conv 3x3 - [BatchNorm] - LeakyReLU - Conv), x (B, D, H, W). §5.1.1.
 
     kernel: of the second convolution, 1 or 3. norm: whether the BatchNorm is there.
     """
 
     def __init__(self, width, kernel, norm):
         super().__init__()
-        # NOTE(ledger 2): the thesis has 3x3 here too; --residual-kernel 3 restores it.
+        # NOTE(ledger 2): the second convolution is 1x1, in the thesis 3x3: --residual-kernel 3.
         self.convs = nn.Sequential(
             nn.LeakyReLU(),
             nn.Conv2d(width, width, 3, padding=1),
@@ -138,14 +141,14 @@ class HalvingConv(nn.Conv2d):
 class Encoder(nn.Sequential):
     """u (B, 2, H, W) -> z (B, D, H, W'), W halved n times. §5.1.1, Figure 5.1."""
 
-    def __init__(self, n, width=64, residual_kernel=1, residual_norm=True):
+    def __init__(self, n, width=64, kernel=1, norm=True):
         layers = []
         channels = 2
         for _ in range(n):
             conv = HalvingConv(channels, width)
             layers.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)))
             channels = width
-        layers += residual_blocks(width, residual_kernel, residual_norm)
+        layers += residual_blocks(width, kernel, norm)
         super().__init__(*layers)
 
 
@@ -153,11 +156,11 @@ class Decoder(nn.Sequential):
     """z (B, D, H, W') -> u^ (B, 2, H, frames): n + 1 doublings, then a resize. §5.1.1.
 
     As the authors' program, not the thesis (ledger 31): one doubling more than the encoder has
-    halvings, and the resize takes it back; the last two doublings have no BatchNorm.
+    halvings, and the resize takes it back; the last two have neither BatchNorm nor activation.
     """
 
-    def __init__(self, n, width=64, residual_kernel=1, residual_norm=False):
-        layers = residual_blocks(width, residual_kernel, residual_norm)
+    def __init__(self, n, width=64, kernel=1, norm=False):
+        layers = residual_blocks(width, kernel, norm)
         for _ in range(n - 1):
             conv = nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1)  # doubles the frames
             layers.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)))
@@ -168,7 +171,7 @@ class Decoder(nn.Sequential):
     def forward(self, z, frames):
         u = super().forward(z)  # (B, 2, H, > frames)
         size = (u.shape[2], frames)
-        return F.interpolate(u, size, mode="bilinear", align_corners=True)  # corners: ledger 21
+        return F.interpolate(u, size, mode="bilinear", align_corners=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -181,18 +184,20 @@ class VectorQuantizer(nn.Module):
 
     z (B, D, H, W) -> z_q like z in float32, indices int64 (B, H, W), commitment loss (mean,
     eq. 4.1). In training the codebook moves after it was used: a code is the moving average of the
-    z that chose it. This replaces the gradient of eq. 4.1's first term, |sg[z] - z_q|^2.
+    z that chose it. This replaces the gradient of eq. 4.1's first term, |sg[z] - z_q|^2. A code
+    that no z chooses stays where it is, as m_k and N_k shrink alike, until N_k nears eps; nothing
+    else revives it.
     """
 
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
         super().__init__()
         self.decay = decay
         self.eps = eps
-        codebook = torch.randn(n_codes, dim)  # the scale of z, behind a BatchNorm
+        codebook = torch.randn(n_codes, dim)  # of z's scale, as z comes out of a BatchNorm
         self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
-        # NOTE(ledger 4): counts start at 1. From 0, as in the authors' program, a code that batch 1
-        # does not use is m_k / eps, too far away to be chosen. m_k shrinks by 0.9 a step, so it is
-        # back after log(1e-5) / log(0.9) = 109 steps.
+        # NOTE(ledger 4): counts start at 1. From 0, as in the authors' program, a code that the
+        # first batch does not use has N_k = 0: it becomes m_k / eps, 1e5 times too large, and is
+        # out of reach until m_k has shrunk by that: log(1e-5) / log(0.9) = 109 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
         self.register_buffer("sums", codebook.clone())  # (K, D) m_k
 
@@ -214,7 +219,8 @@ class VectorQuantizer(nn.Module):
             commitment = F.mse_loss(z, z_q)  # |z - sg[z_q]|^2 of eq. 4.1; codes have no gradient
             if self.training:
                 self._update(z.detach(), indices)  # a new codebook; z_q keeps the old
-            # Straight-through: the value is z_q, the gradient passes to z as if it were z.
+            # Straight-through: the value is z_q, the gradient passes to z unchanged. In this order
+            # z_q stays exact, and equal codes stay equal (ledger 29).
             return z_q + (z - z.detach()), indices, commitment
 
     @torch.no_grad()
@@ -234,13 +240,14 @@ class VectorQuantizer(nn.Module):
 
 
 def _full_precision(z):
-    """Half precision -> float32, which sums over a batch need; float32 and float64 stay."""
+    """Half precision, of a caller's autocast, -> float32, which sums over a batch need."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _unit_columns(z):
     """Each feature centred over the batch, of length 1 (eq. 3.8, 3.11): (B, P) -> (B, P)."""
-    # NOTE(ledger 26): eq. 3.11 prints each row over its norm, but "along the batch dimension".
+    # NOTE(ledger 26): eq. 3.11 divides each row by its norm; its text says "along the batch
+    # dimension", which is each column, as here.
     z = z - z.mean(0)
     return z * (z * z).sum(0).clamp_min(1e-24).rsqrt()
 
@@ -248,8 +255,9 @@ def _unit_columns(z):
 def _correlation_terms(a, b):
     """a, b (B, P) -> of C = a^T b, (P, P): the sum over i != j of c_ij^2, and the diagonal (P)."""
     c_ii = (a * b).sum(0)
-    # The sum of all c_ij^2 is trace(C^T C) = trace((a a^T) (b b^T)), for symmetric matrices the sum
-    # of their product by elements: two B x B matrices serve, and C, P x P, is never made.
+    # The sum of all c_ij^2 is trace(C^T C) = trace(b^T a a^T b) = trace((a a^T) (b b^T)), which of
+    # symmetric matrices is the sum of their elementwise product. So two B x B matrices are enough;
+    # C, P x P, is never made.
     all_squares = ((a @ a.T) * (b @ b.T)).sum()
     off_diagonal = all_squares - c_ii.square().sum()
     return off_diagonal, c_ii
@@ -258,7 +266,7 @@ def _correlation_terms(a, b):
 def barlow_twins_loss(z1, z2, lambd=0.005):
     """sum_i (1 - c_ii)^2 + lambd sum_{i != j} c_ij^2 of projections (B, P) -> scalar. Eq. 3.7, 3.8.
 
-    c_ii is drawn to 1: both views say the same. c_ij is drawn to 0: no two features say the same.
+    c_ii is pulled to 1: both views say the same. c_ij is pulled to 0: no two features say the same.
     ValueError for one row.
     """
     if len(z1) < 2:
@@ -286,9 +294,9 @@ def vibcreg_loss(z1, z2, similarity=25.0, variance=25.0, covariance=100.0, gamma
         return off_diagonal / z.shape[1] ** 2
 
     # NOTE(ledger 5): eq. 3.9 sums over features, the mean here is 1/P of that sum;
-    # --similarity-weight 102400 (25 P) restores it.
-    # NOTE(ledger 6): eq. 3.13 has 1/(B-1); --covariance-weight 0.0062, 100 / (B-1)^2 for a batch of
-    # 128, restores that.
+    # --similarity-weight 102400 (25 P, P = 4096) restores it.
+    # NOTE(ledger 6): in c, eq. 3.13 has 1/(B-1); --covariance-weight 0.0062, 100 / (B-1)^2 for a
+    # batch of 128, restores that.
     s = F.mse_loss(z1, z2)  # eq. 3.9
     return similarity * s + variance * (v(z1) + v(z2)) + covariance * (c(z1) + c(z2))
 
@@ -322,14 +330,16 @@ class Projector(nn.Module):
     """Linear - BN - ReLU twice, then Linear. whiten: IterNorm after it (VIbCReg, §3.3.2).
 
     Views (B, in_dim) -> list of (B, dim). §4.1.1, §5.1.1. Each Linear multiplies all views at once,
-    as reading its weights costs more than using them; BatchNorm sees each view by itself. IterNorm
-    whitens groups of 64 features, then a learned scale and shift act on each feature.
+    as loading its weights takes longer than multiplying by them; BatchNorm sees each view by
+    itself. IterNorm whitens within groups of 64 features, then a learned scale and shift act on
+    each feature, so that the terms of eq. 3.10 and 3.14 still have something to do.
     """
 
     def __init__(self, in_dim=128, dim=4096, whiten=False):
         super().__init__()
         linears = [nn.Linear(in_dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)]
         self.linears = nn.ModuleList(linears)
+        # Only training uses it: no running statistics.
         norms = [nn.BatchNorm1d(dim, track_running_stats=False) for _ in range(2)]
         self.norms = nn.ModuleList(norms)
         self.whiten = whiten
@@ -381,7 +391,7 @@ class Band(nn.Module):
         if frames // 2**n < 1:
             raise InputError(
                 f"--n-fft {config.n_fft}: {frames} frames are too few to halve {n} times; make it "
-                "smaller or --latent-width larger"
+                "smaller or --latent-width (of a high band: --latent-width-high) larger"
             )
         self.frames = frames
         self.grid = (H, frames // 2**n)  # H, W' of z
@@ -487,26 +497,27 @@ class NCVQVAE(nn.Module):
         x_aug is None for the naive model, whose loss is L_VQ of eq. 4.3 (of two bands: eq. 3.3).
         With --views 2 x is a view too, and x_aug is not reconstructed.
         """
-        u, z = self.encode(x)
-        z_q, tokens, commitment = self.quantize(z)
-        u_hat, x_hat = self.decode(z_q)  # the gradient goes straight through
-        terms = {
-            "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2; two bands: of their sum (ledger 33)
+        u, latents = self.encode(x)
+        quantized, tokens, commitment = self.quantize(latents)
+        u_hat, x_hat = self.decode(quantized)  # the gradient goes straight through
+        terms = {  # the squared norms of eq. 4.1, 4.2 and 4.4 are means over all elements
+            "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2; of the sum of two bands (ledger 33)
             "recon_freq": F.mse_loss(u_hat, u),
             "commitment": self.config.beta * commitment,  # eq. 4.1
         }
         if x_aug is not None:
-            u_aug, z_aug = self.encode(x_aug)  # BatchNorm statistics of its own
+            # A pass of its own, so that BatchNorm normalises x' by x' alone.
+            u_aug, latents_aug = self.encode(x_aug)
             if self.config.views == 1:
-                u_aug_hat, x_aug_hat = self.decode(z_aug)
-                # Without recon_aug the encoder pleases the SSL loss and neglects reconstruction,
+                u_aug_hat, x_aug_hat = self.decode(latents_aug)
+                # Without recon_aug the encoder minimises the SSL loss and neglects reconstruction,
                 # and models overfit severely (§4.1.1).
                 recon_aug = F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug)  # eq. 4.4
                 terms["recon_aug"] = self.config.zeta * recon_aug
-            # x is compared after quantisation, its view before it: the codes of x shall agree with
-            # the view (§4.1.1). NOTE(ledger 32): of two views both are compared before it.
-            compared = z_q if self.config.views == 1 else z
-            terms["ssl"] = self.ssl_loss(compared, z_aug)
+            # x is compared after quantisation, its view before it: the codes of x should agree with
+            # the view (§4.1.1). NOTE(ledger 32): two views are both compared before quantisation.
+            compared = quantized if self.config.views == 1 else latents
+            terms["ssl"] = self.ssl_loss(compared, latents_aug)
         loss = sum(terms.values())  # eq. 4.5
         return loss, {name: term.detach() for name, term in terms.items()}, tokens
 
@@ -537,23 +548,25 @@ class NCVQVAE(nn.Module):
         return self.decode(latents)[1]
 
     def codes_of_bins(self, tokens):
-        """Token ids (B, N) -> the last band's code at each bin of u, int64 (B, H, W)."""
+        """Token ids (B, N) -> the code at each bin and frame of u, int64 (B, H, W).
+
+        Of two bands the high one's codes, whose frames are finer, for all bins.
+        """
         band = self.bands[-1]
         codes = tokens[:, -self.sizes[-1] :] % self.config.n_codes
         codes = codes.unflatten(1, band.grid)  # (B, H, W')
-        column = (
-            torch.arange(band.frames, device=tokens.device) * band.grid[1] // band.frames
-        )  # (W)
-        return codes[:, :, column]
+        frames = torch.arange(band.frames, device=tokens.device)  # (W)
+        latent_frames = frames * band.grid[1] // band.frames  # (W) the one that covers each
+        return codes[:, :, latent_frames]
 
     @torch.no_grad()
     def texture(self, tokens, generator=None):
-        """A draw of what the series of tokens (B, N) leave out -> (B, L), to be added to them.
+        """Random noise to be added to the series of tokens (B, N) -> (B, L). Ledger 36.
 
         The decoder gives the mean of the series that share their tokens, which is smoother than any
-        of them. What is missing is drawn as the residual of a random train series with random
-        phases (surrogate data, Theiler et al. 1992): with its spectrum, but elsewhere in time.
-        Where a code's residuals are rarely large it is made smaller.
+        of them. The noise stands for what is missing. It has the spectrum of a random train series'
+        residual and random phases (surrogate data, Theiler et al. 1992). Each bin and frame of its
+        STFT is then scaled to how large residuals usually are where that code stands.
         """
         shape = (len(tokens), self.amplitudes.shape[1])
         device = tokens.device
@@ -562,7 +575,7 @@ class NCVQVAE(nn.Module):
         )
         phases = 2 * math.pi * torch.rand(shape, generator=generator, device=device)  # (B, F)
         noise = torch.fft.irfft(torch.polar(self.amplitudes[rows], phases), self.length)  # (B, L)
-        bins = torch.arange(len(self.evenness[0]), device=device)[:, None]  # (H, 1)
+        bins = torch.arange(self.evenness.shape[1], device=device)[:, None]  # (H, 1)
         gain = self.evenness[self.codes_of_bins(tokens), bins].sqrt()  # (B, H, W)
         n_fft = self.config.n_fft
         return istft(gain[:, None] * stft(noise, n_fft), n_fft, self.length)
@@ -590,12 +603,12 @@ def encode_split(model, x, batch=256):
     parts = {"pooled": [], "tokens": [], "x_hat": [], "errors": []}
     for part in x.split(batch):
         part = part.to(device)  # (B, L)
-        u, z = model.encode(part)
-        z_q, tokens, _ = model.quantize(z)
-        u_hat, x_hat = model.decode(z_q)  # (B, 2, H, W), (B, L)
+        u, latents = model.encode(part)
+        quantized, tokens, _ = model.quantize(latents)
+        u_hat, x_hat = model.decode(quantized)  # (B, 2, H, W), (B, L)
         error_time = (x_hat - part).square().mean(1)  # (B)
         error_frequency = (u_hat - u).square().mean((1, 2, 3))  # (B)
-        averages = torch.cat([z_k.mean((2, 3)) for z_k in z_q], 1)  # (B, bands * D)
+        averages = torch.cat([z_q.mean((2, 3)) for z_q in quantized], 1)  # (B, bands * D)
         parts["pooled"].append(averages.cpu())
         parts["tokens"].append(tokens.cpu())
         parts["x_hat"].append(x_hat.cpu())
@@ -607,9 +620,10 @@ def encode_split(model, x, batch=256):
 def measure_texture(model, x, most=256):
     """What NCVQVAE.texture draws from, of the residuals of a split x (n, L) -> dict of CPU tensors.
 
-    amplitudes (up to `most`, F): of the residuals' Fourier transforms. evenness (K, H): the median
-    power of a code's residuals in a frequency bin, over the mean of the series and over what the
-    median of Gaussian noise is: 1 for steady noise, near 0 where a few large errors make the mean.
+    amplitudes (up to `most`, L // 2 + 1): of the whole residuals' Fourier transforms.
+    evenness (K, H): the usual power of residuals in a frequency bin where a code stands, relative
+    to their series' mean in that bin. 1 is like steady Gaussian noise, more is a noisier code, near
+    0 is a calm one, or one whose mean a few large errors make; 0 is a code that no series uses.
     """
     encoded = encode_split(model, x)
     residuals = x.cpu() - encoded["x_hat"]  # (n, L)
@@ -619,7 +633,8 @@ def measure_texture(model, x, most=256):
     H, K = power.shape[1], model.config.n_codes
     evenness = torch.zeros(K, H)
     for h in range(H):
-        # |N|^2 of complex noise is exponential, of real noise, in the outer bins, chi^2.
+        # The median of Gaussian noise's power, whose mean is 1: of complex noise, whose power is
+        # exponential, log 2; of real noise, in the outer bins, that of chi^2, 0.4549.
         of_gaussian = 0.4549 if h in (0, H - 1) else math.log(2)
         for k in codes[:, h].unique().tolist():
             chosen = power[:, h][codes[:, h] == k]
@@ -631,8 +646,8 @@ def measure_texture(model, x, most=256):
 def train_stage1(run_dir, config, dataset=None):
     """Train stage 1, write run_dir/config.json and stage1.pt -> NCVQVAE in eval mode.
 
-    A run that was finished before returns at once, an interrupted one goes on. InputError where the
-    folder holds a run of other settings or data.
+    A run that was finished before returns at once, an interrupted one is resumed. InputError where
+    the folder holds a run of other settings or data.
     """
     run_dir = Path(run_dir)
     device = pick_device(config.precision)
@@ -701,8 +716,8 @@ def train_stage1(run_dir, config, dataset=None):
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
     texture = measure_texture(model.eval(), x_train)
-    training.finish(path, data=dataset.info(), texture=texture)  # about 3 MB
-    return load_stage1(run_dir, config, dataset)[0]
+    training.finish(path, data=dataset.info(), texture=texture)  # a file of about 3 MB
+    return load_stage1(run_dir, config, dataset)[0]  # without projector and gradients, checked
 
 
 def load_stage1(run_dir, config=None, dataset=None):

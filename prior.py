@@ -57,7 +57,7 @@ class Block(nn.Module):
     def __init__(self, dim, heads, ff_ratio, dropout):
         super().__init__()
         self.heads = heads
-        self.dropout = nn.Dropout(dropout)  # of what each half adds
+        self.dropout = nn.Dropout(dropout)  # on what attention and feed-forward add to h
         self.norm1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -94,11 +94,11 @@ class Prior(nn.Module):
         self.no_class = n_classes
         self.precision = config.precision
         self.embedding = nn.Embedding(K, D)
-        if config.embedding == "codebook":  # whose geometry SSL has shaped (§4.1.2)
+        if config.embedding == "codebook":  # which SSL, if any, has ordered (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
         # A vector of its own, so that learning "unknown" moves no code (§4.1.2). It, the classes
-        # and the positions start as N(0, 1), like the codes: LayerNorm over their sum would drown
-        # smaller ones.
+        # and the positions start as N(0, 1), like the codes (nn.Embedding's default): LayerNorm
+        # over their sum would drown smaller ones.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
         self.positions = nn.Parameter(torch.randn(1 + sum(sizes), D))  # the first one: the class
@@ -114,8 +114,8 @@ class Prior(nn.Module):
         self.head = nn.Sequential(nn.GELU(), nn.LayerNorm(D), nn.Linear(D, K))
         # A position may take the codes of its own band only.
         band_of_position = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (N)
-        codes_of_band = K // len(sizes)
-        band_of_code = torch.arange(len(sizes)).repeat_interleave(codes_of_band)  # (K)
+        codes_per_band = K // len(sizes)
+        band_of_code = torch.arange(len(sizes)).repeat_interleave(codes_per_band)  # (K)
         forbidden = band_of_position[:, None] != band_of_code  # (N, K)
         self.register_buffer("forbidden", forbidden, persistent=False)
 
@@ -153,7 +153,7 @@ def mask_tokens(tokens, generator=None):
 def masked_cross_entropy(logits, tokens, mask):
     """Mean -log p(token) over masked positions. logits (B, N, K), tokens, mask (B, N). Eq. 3.5.
 
-    The thesis prints the equation without the log (ledger 7).
+    The thesis prints the equation without the log (ledger 7), and sums over a series' tokens.
     """
     losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")  # (B * N)
     weight = mask.flatten().to(losses.dtype)  # (B * N) 1 where it counts
@@ -182,8 +182,8 @@ def band_losses(prior, tokens, masks, labels, loss_on="masked"):
 def prior_loss(prior, tokens, labels, seed=0):
     """band_losses of a split's tokens (n, N), one seeded mask a series, as a float. §6.2.3.
 
-    Batches are weighted by their masked tokens, so that of one band it is the mean over all masked
-    tokens of the split; of two bands nearly so.
+    Masked tokens alone count, whatever --loss-on says. Batches are weighted by their number, so
+    that with one band this is the mean over all masked tokens of the split; with two, nearly.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed)
     masks = [mask_tokens(part, generator) for part in tokens.split(prior.sizes, 1)]
@@ -198,7 +198,8 @@ def prior_loss(prior, tokens, labels, seed=0):
 def make_optimizers(prior, config):
     """[AdamW] for all parameters; with --optimizer muon [AdamW, Muon].
 
-    Muon is for the matrices of the blocks, as is usual; embeddings and ends stay with AdamW.
+    Muon (Jordan et al. 2024) steps by the nearest orthogonal matrix. It is for the matrices of the
+    blocks, as is usual; embeddings and ends stay with AdamW.
     """
     matrices = []
     others = []
@@ -209,7 +210,7 @@ def make_optimizers(prior, config):
             others.append(parameter)
     decay = config.stage2_weight_decay
     optimizers = [torch.optim.AdamW(others, weight_decay=decay, fused=True)]
-    if matrices:  # orthogonal steps, scaled to AdamW's: one learning rate serves both
+    if matrices:  # steps of AdamW's size, so that one learning rate serves both
         muon = torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(muon)
     return optimizers
@@ -255,10 +256,11 @@ def train_stage2(run_dir, config=None, dataset=None):
     )
     for rows in training:  # (B,) indices of a batch's series
         t, y = tokens[rows], labels[rows]  # (B, N), (B,)
-        if config.token_temperature > 0:  # NOTE(ledger 9): --token-temperature 1 is the program's
+        if config.token_temperature > 0:  # NOTE(ledger 9): the authors' program draws them anew
             t = stage1.tokens(x_train[rows], config.token_temperature, training.generator)
         masks = [mask_tokens(part, training.generator) for part in t.split(prior.sizes, 1)]
-        # Series without a class teach unconditional samples and guidance.
+        # A random share of series is shown without its class, so that the prior also learns
+        # p(tokens), which unconditional samples and guidance need.
         chance = torch.rand(len(y), generator=training.generator, device=device)
         y = torch.where(chance < config.class_dropout, prior.no_class, y)
         loss = band_losses(prior, t, masks, y, config.loss_on)
@@ -281,7 +283,7 @@ def train_stage2(run_dir, config=None, dataset=None):
 
 
 def tokens_of_split(stage1, x):
-    """Nearest token ids int64 (n, N) of series x (n, L), on x's device."""
+    """Nearest token ids int64 (n, N) of series x (n, L), on x's device; nothing is decoded."""
     return torch.cat([stage1.tokens(part) for part in x.split(256)])
 
 
@@ -318,7 +320,10 @@ def load_stage2(run_dir, config=None, dataset=None):
 
 
 def guided_logits(prior, tokens, mask, labels, guidance=1.0):
-    """Logits l_0 + s (l_c - l_0), (B, N, K): l_c given the class, l_0 without one, s guidance."""
+    """Logits l_0 + s (l_c - l_0), (B, N, K): l_c given the class, l_0 without one, s guidance.
+
+    Classifier-free guidance (Ho and Salimans 2022); s = 1 is the class alone.
+    """
     no_class = torch.full_like(labels, prior.no_class)
     if guidance == 1 or labels.equal(no_class):
         return prior(tokens, mask, labels)
@@ -334,9 +339,9 @@ def fill_masked(logits_of, tokens, mask, generator=None, steps=10, choice_temper
     logits_of: any model, called with tokens and mask, which returns logits (B, N, K).
     tokens: int64 (B, N). mask: bool (B, N), True where a token is to be filled, M of them in a
     series; the others stay.
-    Returns tokens int64 (B, N). Pass t = 0 .. T-1 ends by masking floor(cos(pi (t+1) / 2T) M) of
-    the M again, the least confident, none in the last pass. Eq. 3.6 prints ceil(gamma(t/T) N)
-    (ledger 27).
+    Returns tokens int64 (B, N). Pass t = 0 .. T-1 ends by masking floor(cos(pi (t+1) / (2T)) M) of
+    the M again, the least confident, none in the last pass. The text before eq. 3.6 has
+    ceil(gamma(t/T) N) (ledger 27).
     """
     n_to_fill = mask.sum(1, keepdim=True)  # (B, 1) M
     for t in range(steps):
@@ -406,7 +411,9 @@ def sample(prior, stage1, labels, generator=None, config=None):
     config = config or Config()
     device = next(prior.parameters()).device
     if config.texture and stage1.amplitudes is None:
-        raise InputError("--texture 1: stage1.pt is older than that; set another OUT and run anew")
+        raise InputError(
+            "--texture 1: stage1.pt is from before it existed; set another OUT and run anew"
+        )
     series = []
     for y in labels.to(device).split(256):  # (B,)
         tokens = iterative_decode(
@@ -452,14 +459,14 @@ def command_sample(args):
     if args.label is None:
         labels = torch.full((args.n,), prior.no_class)
     elif args.label == "all":
-        with_series = load_dataset(config.dataset)  # a checkpoint keeps no labels
-        check_same(args.run_dir, {"sha256": dataset.sha256}, {"sha256": with_series.sha256})
-        if not with_series.classes:
+        full_dataset = load_dataset(config.dataset)  # a checkpoint keeps no labels
+        check_same(args.run_dir, {"sha256": dataset.sha256}, {"sha256": full_dataset.sha256})
+        if not full_dataset.classes:
             raise InputError(f"--class all: {dataset.name} has no labels")
-        labels = class_proportions(with_series.y_train, args.n)
+        labels = class_proportions(full_dataset.y_train, args.n)
         absent = [str(c) for k, c in enumerate(dataset.classes) if not (labels == k).any()]
         if absent:
-            warn(f"--n {args.n}: too few for class {', '.join(absent)} to have its share, one")
+            warn(f"--n {args.n}: too few series, none is of class {', '.join(absent)}")
     else:
         labels = torch.full((args.n,), dataset.label(args.label))
     generator = torch.Generator(next(prior.parameters()).device).manual_seed(config.seed)

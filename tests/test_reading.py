@@ -857,7 +857,7 @@ def test_output_files_replace_files_of_ours_alone_and_none_of_a_run(tmp_path, mo
         assert Path(out).read_bytes() == before
     for _ in range(2):
         command(prior, "sample", run, "--n", "2", "--class", "all", "--out", tmp_path / "x.npz")
-    assert "--n 2: too few for class" in capsys.readouterr().err
+    assert "--n 2: too few series, none is of class" in capsys.readouterr().err
     monkeypatch.setenv("HOME", str(tmp_path))
     command(prior, "sample", run, "--n", "2", "--out", "~/home.npz")
     assert (tmp_path / "home.npz").exists()
