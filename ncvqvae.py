@@ -430,7 +430,8 @@ class NCVQVAE(nn.Module):
         self.sizes = [math.prod(band.grid) for band in bands]  # tokens of each
         # What measure_texture finds, once trained.
         self.register_buffer("amplitudes", None, persistent=False)
-        self.register_buffer("evenness", None, persistent=False)
+        self.register_buffer("averages", None, persistent=False)
+        self.register_buffer("relative_power", None, persistent=False)
         if with_projector and config.method != "naive":
             in_dim = 2 * config.width * len(bands)
             whiten = config.method == "vibcreg"
@@ -538,14 +539,18 @@ class NCVQVAE(nn.Module):
             ids.append(logits.argmax(-1) + k * self.config.n_codes)
         return torch.cat(ids, 1)
 
+    def lookup(self, tokens):
+        """Token ids (B, N) -> [z_q]."""
+        quantized = []
+        for band, ids in zip(self.bands, tokens.split(self.sizes, 1), strict=True):
+            indices = ids % self.config.n_codes  # within the band's own codebook
+            quantized.append(band.quantizer.lookup(indices.unflatten(1, band.grid)))
+        return quantized
+
     @torch.no_grad()
     def series(self, tokens):
         """Token ids (B, N) -> series (B, L), standardised, by the codes and the decoder."""
-        latents = []
-        for band, ids in zip(self.bands, tokens.split(self.sizes, 1), strict=True):
-            indices = ids % self.config.n_codes  # within the band's own codebook
-            latents.append(band.quantizer.lookup(indices.unflatten(1, band.grid)))
-        return self.decode(latents)[1]
+        return self.decode(self.lookup(tokens))[1]
 
     def codes_of_bins(self, tokens):
         """Token ids (B, N) -> the code at each bin and frame of u, int64 (B, H, W).
@@ -564,21 +569,28 @@ class NCVQVAE(nn.Module):
         """Random noise to be added to the series of tokens (B, N) -> (B, L). Ledger 36.
 
         The decoder gives the mean of the series that share their tokens, which is smoother than any
-        of them. The noise stands for what is missing. It has the spectrum of a random train series'
-        residual and random phases (surrogate data, Theiler et al. 1992). Each bin and frame of its
-        STFT is then scaled to how large residuals usually are where that code stands.
+        of them. The noise stands for what is missing: the residual of a train series, one of the
+        five whose averaged codes are nearest, with its spectrum but random phases (surrogate data,
+        Theiler et al. 1992). Each bin and frame of its STFT is then scaled to how large residuals
+        usually are where that code stands.
         """
-        shape = (len(tokens), self.amplitudes.shape[1])
-        device = tokens.device
-        rows = torch.randint(
-            len(self.amplitudes), (len(tokens),), generator=generator, device=device
-        )
-        phases = 2 * math.pi * torch.rand(shape, generator=generator, device=device)  # (B, F)
-        noise = torch.fft.irfft(torch.polar(self.amplitudes[rows], phases), self.length)  # (B, L)
-        bins = torch.arange(self.evenness.shape[1], device=device)[:, None]  # (H, 1)
-        gain = self.evenness[self.codes_of_bins(tokens), bins].sqrt()  # (B, H, W)
+        B, device = len(tokens), tokens.device
+        distances = torch.cdist(average(self.lookup(tokens)), self.averages)  # (B, M)
+        nearest = distances.topk(min(5, len(self.averages)), largest=False).indices  # (B, 5)
+        which = torch.randint(nearest.shape[1], (B,), generator=generator, device=device)
+        amplitudes = self.amplitudes[nearest.gather(1, which[:, None])[:, 0]]  # (B, L//2 + 1)
+        angles = torch.rand(amplitudes.shape, generator=generator, device=device)
+        spectrum = torch.polar(amplitudes, 2 * math.pi * angles)
+        noise = torch.fft.irfft(spectrum, self.length)  # (B, L)
+        bins = torch.arange(self.relative_power.shape[1], device=device)[:, None]  # (H, 1)
+        gain = self.relative_power[self.codes_of_bins(tokens), bins].sqrt()  # (B, H, W)
         n_fft = self.config.n_fft
         return istft(gain[:, None] * stft(noise, n_fft), n_fft, self.length)
+
+
+def average(latents):
+    """[z_q] (B, D, H, W') -> their means over H and W' (B, bands * D), what KNN and SVM see."""
+    return torch.cat([z_q.mean((2, 3)) for z_q in latents], 1)
 
 
 def gumbel(shape, generator, device):
@@ -608,8 +620,7 @@ def encode_split(model, x, batch=256):
         u_hat, x_hat = model.decode(quantized)  # (B, 2, H, W), (B, L)
         error_time = (x_hat - part).square().mean(1)  # (B)
         error_frequency = (u_hat - u).square().mean((1, 2, 3))  # (B)
-        averages = torch.cat([z_q.mean((2, 3)) for z_q in quantized], 1)  # (B, bands * D)
-        parts["pooled"].append(averages.cpu())
+        parts["pooled"].append(average(quantized).cpu())
         parts["tokens"].append(tokens.cpu())
         parts["x_hat"].append(x_hat.cpu())
         parts["errors"].append(torch.stack([error_time, error_frequency], 1).cpu())
@@ -620,10 +631,11 @@ def encode_split(model, x, batch=256):
 def measure_texture(model, x, most=256):
     """What NCVQVAE.texture draws from, of the residuals of a split x (n, L) -> dict of CPU tensors.
 
-    amplitudes (up to `most`, L // 2 + 1): of the whole residuals' Fourier transforms.
-    evenness (K, H): the usual power of residuals in a frequency bin where a code stands, relative
-    to their series' mean in that bin. 1 is like steady Gaussian noise, more is a noisier code, near
-    0 is a calm one, or one whose mean a few large errors make; 0 is a code that no series uses.
+    amplitudes (M, L // 2 + 1): of the whole residuals' Fourier transforms, of M <= `most` series.
+    averages (M, bands * D): the averaged codes of these.
+    relative_power (K, H): the usual power of residuals in a frequency bin where a code stands,
+    relative to their series' mean in that bin. 1 is like steady Gaussian noise, more is a noisier
+    code, near 0 is a calm one, or one whose mean a few large errors make; 0 is an unused code.
     """
     encoded = encode_split(model, x)
     residuals = x.cpu() - encoded["x_hat"]  # (n, L)
@@ -631,16 +643,20 @@ def measure_texture(model, x, most=256):
     power = power / power.mean(2, keepdim=True).clamp_min(1e-12)
     codes = model.codes_of_bins(encoded["tokens"])  # (n, H, W)
     H, K = power.shape[1], model.config.n_codes
-    evenness = torch.zeros(K, H)
+    relative_power = torch.zeros(K, H)
     for h in range(H):
         # The median of Gaussian noise's power, whose mean is 1: of complex noise, whose power is
         # exponential, log 2; of real noise, in the outer bins, that of chi^2, 0.4549.
         of_gaussian = 0.4549 if h in (0, H - 1) else math.log(2)
         for k in codes[:, h].unique().tolist():
             chosen = power[:, h][codes[:, h] == k]
-            evenness[k, h] = chosen.median() / of_gaussian
+            relative_power[k, h] = chosen.median() / of_gaussian
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]
-    return {"amplitudes": torch.fft.rfft(residuals[rows]).abs(), "evenness": evenness}
+    return {
+        "amplitudes": torch.fft.rfft(residuals[rows]).abs(),
+        "averages": encoded["pooled"][rows],
+        "relative_power": relative_power,
+    }
 
 
 def train_stage1(run_dir, config, dataset=None):
@@ -715,8 +731,8 @@ def train_stage1(run_dir, config, dataset=None):
             model.eval()  # nothing moves, no random number is drawn (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
-    texture = measure_texture(model.eval(), x_train)
-    training.finish(path, data=dataset.info(), texture=texture)  # a file of about 3 MB
+    residuals = measure_texture(model.eval(), x_train)
+    training.finish(path, data=dataset.info(), residuals=residuals)  # a file of about 3 MB
     return load_stage1(run_dir, config, dataset)[0]  # without projector and gradients, checked
 
 
@@ -729,7 +745,7 @@ def load_stage1(run_dir, config=None, dataset=None):
     checkpoint, made_with = read_checkpoint(path, "stage1", config, dataset)
     length = checkpoint["data"]["length"]
     model = NCVQVAE(made_with, length, with_projector=False)
-    for name, values in checkpoint.get("texture", {}).items():  # older files have none
+    for name, values in checkpoint.get("residuals", {}).items():  # older files have none
         setattr(model, name, values)
     return ready(model, checkpoint, path, made_with.precision), checkpoint
 

@@ -410,7 +410,7 @@ def sample(prior, stage1, labels, generator=None, config=None):
     """
     config = config or Config()
     device = next(prior.parameters()).device
-    if config.texture and stage1.amplitudes is None:
+    if config.texture and stage1.averages is None:
         raise InputError(
             "--texture 1: stage1.pt is from before it existed; set another OUT and run anew"
         )

@@ -639,10 +639,12 @@ def test_the_maximum_of_tied_codes_sends_its_gradient_to_one_place():
 def with_texture(monkeypatch, residuals, tokens, **fields):
     """A tiny model whose stage 1 is said to leave out residuals (n, L) of tokens (n, N)."""
     model = tiny_model(residuals.shape[1], latent_width=4, **fields).eval()
-    zeros = torch.zeros_like(residuals)
-    monkeypatch.setattr(
-        ncvqvae, "encode_split", lambda *_: {"x_hat": zeros, "tokens": tokens(model)}
-    )
+    encoded = {
+        "x_hat": torch.zeros_like(residuals),
+        "tokens": tokens(model),
+        "pooled": ncvqvae.average(model.lookup(tokens(model))),
+    }
+    monkeypatch.setattr(ncvqvae, "encode_split", lambda *_: encoded)
     for name, values in ncvqvae.measure_texture(model, residuals).items():
         setattr(model, name, values)
     return model
@@ -652,11 +654,11 @@ def test_texture_of_steady_noise_is_that_noise(monkeypatch):
     """Power and spectrum of the residuals; a draw for each series, from the generator."""
     white = draw(300, 129, dtype=torch.float32)
     residuals = white[:, 1:] + white[:, :-1]  # low frequencies have more
-    tokens = torch.zeros(300, 20, dtype=torch.int64)
+    tokens = torch.randint(0, 8, (300, 20), generator=generator())
     model = with_texture(monkeypatch, residuals, lambda _: tokens)
     assert model.amplitudes.shape == (256, 65)  # of as many, not of all
-    torch.testing.assert_close(model.evenness[0], torch.ones(5), atol=0.15, rtol=0)
-    assert not model.evenness[1:].any()  # codes that never occur
+    torch.testing.assert_close(model.relative_power[:8], torch.ones(8, 5), atol=0.15, rtol=0)
+    assert not model.relative_power[8:].any()  # codes that never occur
     x = model.texture(tokens, generator(1))
     assert x.shape == (300, 128) and x.std() == pytest.approx(float(residuals.std()), rel=0.07)
     ours, theirs = (torch.fft.rfft(v).abs().square().mean(0)[1:-1] for v in (x, residuals))
@@ -677,8 +679,29 @@ def test_texture_is_small_where_a_few_large_errors_make_the_residuals(monkeypatc
     spikes[torch.arange(200), torch.randint(10, 118, (200,), generator=generator())] = 5.0
     tokens = torch.zeros(200, 20, dtype=torch.int64)
     model = with_texture(monkeypatch, spikes, lambda _: tokens)
-    assert model.evenness[0].max() < 0.01
+    assert model.relative_power[0].max() < 0.01
     assert model.texture(tokens, generator()).square().mean() < 0.01 * spikes.square().mean()
+
+
+def test_texture_is_that_of_a_train_series_with_like_codes(monkeypatch):
+    """Series of code 0 hiss, series of code 1 hum: their samples do, and by no other amplitude."""
+    white = draw(200, 129, dtype=torch.float32)
+    hum = white[:, 1:] + white[:, :-1]
+    hiss = white[:, 1:] - white[:, :-1]
+    kind = torch.arange(200) % 2
+    residuals = torch.where(kind[:, None] == 1, hum, 3 * hiss)
+    tokens = kind[:, None].repeat(1, 20)
+    tokens[:, 0] = torch.randint(2, 30, (200,), generator=generator())  # series of a kind differ
+    model = with_texture(monkeypatch, residuals, lambda _: tokens)
+    x = model.texture(tokens, generator())
+    spectrum = torch.fft.rfft(x).abs().square()  # (200, 65)
+    low = spectrum[:, :32].sum(1) / spectrum.sum(1)  # share of the lower half
+    assert low[kind == 1].min() > 0.6 and low[kind == 0].max() < 0.4
+    for k in (0, 1):
+        assert x[kind == k].std() == pytest.approx(float(residuals[kind == k].std()), rel=0.1)
+    few = model.amplitudes[:3], model.averages[:3]  # a train split of three series
+    model.amplitudes, model.averages = few
+    assert model.texture(tokens, generator()).isfinite().all()
 
 
 @pytest.mark.parametrize("bands", [1, 2])
@@ -696,7 +719,7 @@ def test_texture_comes_where_the_codes_say(monkeypatch, bands):
         )
 
     model = with_texture(monkeypatch, residuals, tokens, bands=bands, latent_width_high=16)
-    assert model.evenness[1].min() > 1.5 and model.evenness[0].max() < 0.05
+    assert model.relative_power[1].min() > 1.5 and model.relative_power[0].max() < 0.05
     x = model.texture(tokens(model), generator())
     assert x[:, 70:].std() == pytest.approx(float(residuals[:, 70:].std()), rel=0.1)
     assert x[:, :58].std() < 0.15
@@ -1112,10 +1135,11 @@ def test_every_series_keeps_its_class_through_sampling(monkeypatch):
     series = prior.sample(ByClass(N), model, labels, generator(), Config())
     tokens = labels[:, None].expand(-1, N)
     torch.testing.assert_close(series, model.series(tokens))
-    with pytest.raises(InputError, match="stage1.pt is older"):
+    with pytest.raises(InputError, match="stage1.pt is from before"):
         prior.sample(ByClass(N), model, labels, generator(), Config(texture=1))
     model.amplitudes = draw(9, 21, dtype=torch.float32).abs()
-    model.evenness = torch.ones(model.config.n_codes, 5)
+    model.averages = draw(9, model.config.width, dtype=torch.float32)
+    model.relative_power = torch.ones(model.config.n_codes, 5)
     calls, texture = [], model.texture
     monkeypatch.setattr(model, "texture", lambda *c: calls.append(c) or texture(*c))
     rough = prior.sample(ByClass(N), model, labels, generator(), Config(texture=1))
@@ -2405,7 +2429,8 @@ def test_a_step_of_stage_1_stays_on_the_device(meta, method, views, bands):
     for tokens in (model.tokens(x), model.tokens(x, 1.0)):
         assert model.series(tokens).device == tokens.device == meta
     model.amplitudes = torch.zeros(3, 21, device=meta)
-    model.evenness = torch.zeros(32, 5, device=meta)
+    model.averages = torch.zeros(3, bands * model.config.width, device=meta)
+    model.relative_power = torch.zeros(32, 5, device=meta)
     assert model.texture(tokens).device == meta
     encoded = ncvqvae.encode_split(model, torch.zeros(8, 40))  # a split is moved batch by batch
     assert all(v.device == meta for v in encoded.values())
