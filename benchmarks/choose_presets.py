@@ -235,7 +235,8 @@ def draw(trial, models, kind, how, n=1000):
         row["fid"] = fid
         row["is"] = inception_score(p)
         counts = np.bincount(p.argmax(1), minlength=len(dataset.classes))
-        row["shares"] = " ".join(f"{count / n:.2f}" for count in counts)
+        if len(counts) <= 10:  # more do not fit into a cell
+            row["shares"] = " ".join(f"{count / n:.2f}" for count in counts)
     return x, labels, row
 
 
@@ -392,9 +393,10 @@ def table(out, results):
     text = """# Trials on held-out fifths of train splits
 
 NAME-0 is the first of five folds. What a trial changes is relative to the fast preset and
-vibcreg-slice; `naive: texture` is the trial `texture` on the stage 1 of the trial `naive`. recall,
-coverage, nn_ratio and CAS are of samples of a class; in stage 1 of reconstructions (recall,
-coverage, CAS: of those that trained it). Minutes: one core of two in use.
+vibcreg-slice; `naive: texture` is the trial `texture` on the stage 1 of the trial `naive`, `texture
+of any series` what it was before it took a train series with similar codes. recall, coverage,
+nn_ratio and CAS are of samples of a class; in stage 1 of reconstructions (recall, coverage, CAS: of
+those that trained it). Minutes: one core of two in use.
 """
     for kind in KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]
