@@ -249,9 +249,10 @@ def write_csv(path, columns, rows):
 
 def schedules():
     """{(stage 1's settings, the later ones'): the schedule in words}, of what is compared."""
-    # Runs of the same presets from before they changed. Where there is no steps_per_class,
-    # cas_steps=40 were steps a class, and fcn_lr was the thesis'.
-    before = {"stage1_warmup": 0}
+    # Runs of the same presets from before they changed: `best` had the 800 steps of `fast` and no
+    # texture. Where there is no steps_per_class, cas_steps=40 were steps a class, and fcn_lr was
+    # the thesis'.
+    before = {"stage1_warmup": 0, "stage1_steps": 800, "texture": 0}
     long_before = before | {"cas_steps": 40, "steps_per_class": 0, "fcn_lr": Config.fcn_lr}
     words_of = {}
     for precision in ("float32", "bf16"):
