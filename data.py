@@ -289,7 +289,7 @@ PRESETS["fast"] = {  # chosen on held-out series: results/fast.md
     "steps_per_class": 20,
     "validate_epochs": 100,
 }
-PRESETS["best"] = PRESETS["fast"] | {  # two to four times as long, for better samples
+PRESETS["best"] = PRESETS["fast"] | {  # more steps and passes, for better samples
     "stage1_steps": 3200,
     "stage2_steps": 4000,
     "decode_steps": 20,

@@ -185,8 +185,8 @@ class VectorQuantizer(nn.Module):
     z (B, D, H, W) -> z_q like z in float32, indices int64 (B, H, W), commitment loss (mean,
     eq. 4.1). In training the codebook moves after it was used: a code is the moving average of the
     z that chose it. This replaces the gradient of eq. 4.1's first term, |sg[z] - z_q|^2. A code
-    that no z chooses stays where it is, as m_k and N_k shrink alike, until N_k nears eps; nothing
-    else revives it.
+    that no z chooses stays where it is, as m_k and N_k shrink alike, and drifts to 0 once N_k nears
+    eps.
     """
 
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):

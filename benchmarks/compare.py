@@ -368,15 +368,16 @@ real test split, bound FID and IS. Minutes are of one core, the other one busy t
 hang on their classifiers, which `thesis` trains longer. {TIMEVQVAE}
 {NOISE}
 """
-    thesis, fast, best = "thesis, bf16", "fast, bf16", "best, bf16"
-    editions = ("", NO_WARMUP, EARLIER)
-    of_fast = [beside(cells, thesis, fast + edition) for edition in editions]
-    of_best = [beside(cells, fast + edition, best + edition) for edition in editions]
-    for heading, tables in (
-        ("`fast` against the thesis' schedule", of_fast),
-        ("`best` against `fast`", of_best),
+    for heading, one, other in (
+        ("`fast` against the thesis' schedule", "thesis", "fast"),
+        ("`best` against `fast`", "fast", "best"),
     ):
-        text += "\n".join([f"\n## {heading}\n", *filter(None, tables)])
+        text += f"\n## {heading}\n"
+        for edition in ("", NO_WARMUP, EARLIER):
+            edition_of_one = "" if one == "thesis" else edition  # the thesis has one alone
+            table = beside(cells, f"{one}, bf16{edition_of_one}", f"{other}, bf16{edition}")
+            if table:
+                text += f"\n{table}"
     return text
 
 
