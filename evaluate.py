@@ -82,11 +82,12 @@ SHOWN = (
     "recall",
     "density",
     "coverage",
+    "coverage_real",
     "nn_ratio",
 )
 # Keys that are always in metrics.json, None where it was not measured; `config`, `stages` and
 # `classifier` stand beside them. nn_ratio: how near samples lie to train series. fid_floor,
-# is_real, cas_real: what real series score, fid_recon: what reconstructions do.
+# is_real, cas_real, coverage_real: what real series score, fid_recon: what reconstructions do.
 METRICS = (
     *SHOWN,
     "recon_time",
@@ -447,8 +448,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, dataset))
     real, p_real = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
     fake, p_fake = classify(fcn, generated)
-    # What real series reach. FID: n train series, repeated where the split has fewer: new series
-    # would have a lower one. IS: n series of the test split, or all of it.
+    # What real series reach. FID, coverage: n train series, repeated where the split has fewer: new
+    # series would have a lower FID. IS: n series of the test split, or all of it.
     n_train, n_test = len(dataset.x_train), len(dataset.x_test)
     too_few = n_train < n
     rows = np.random.default_rng(0).choice(n_train, n, replace=too_few)
@@ -464,6 +465,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     scores["fcn_accuracy"] = fcn_accuracy
     scores["classifier"] = {"file": str(file), "steps": steps, "accuracy": fcn_accuracy}
     scores |= precision_recall_density_coverage(real, fake)
+    scores["coverage_real"] = precision_recall_density_coverage(real, real_train)["coverage"]
     if x_hat is not None:  # what stage 1 alone costs
         scores["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
     if labels is not None:

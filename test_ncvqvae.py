@@ -1360,6 +1360,7 @@ def test_few_samples_are_judged_beside_as_few_real_ones(tmp_path, capsys):
     )
     assert many["is_real"] == pytest.approx(slow_is(p)) and few["is_real"] < many["is_real"]
     assert few["precision"] == 1 and few["coverage"] < many["coverage"] == 1
+    assert few["coverage_real"] == slow_prdc(features, floor)["coverage"] < many["coverage_real"]
 
 
 def test_fcn_has_the_published_padding_and_learns(tmp_path):
@@ -1757,12 +1758,15 @@ def test_inception_scores_are_of_samples_without_a_class_and_of_the_test_split(s
     return {"is": slow_is(looks["fake"].p), "is_real": slow_is(looks["real"].p)}
 
 
-@recomputes("precision", "recall", "density", "coverage")
+@recomputes("precision", "recall", "density", "coverage", "coverage_real")
 def test_precision_recall_density_and_coverage_are_of_the_features_behind_fid(scored, looks):
-    ((real, fake, _),) = scored.calls["precision_recall_density_coverage"]
+    """coverage_real: of the train series behind fid_floor."""
+    (real, fake, _), (again, train, _) = scored.calls["precision_recall_density_coverage"]
     np.testing.assert_allclose(real, looks["real"].features, atol=1e-4)
     np.testing.assert_allclose(fake, looks["fake"].features, atol=1e-4)
-    return slow_prdc(real, fake)
+    np.testing.assert_allclose(train, looks["floor"].features, atol=1e-4)
+    assert again is real
+    return slow_prdc(real, fake) | dict(coverage_real=slow_prdc(real, train)["coverage"])
 
 
 def share_of_hits(call, p, y):
@@ -1876,6 +1880,7 @@ def test_a_runs_samples_npz_scores_as_the_run_to_the_last_digit(scored, monkeypa
         "recall",
         "density",
         "coverage",
+        "coverage_real",
         "classifier",
     )
     assert {k: found[k] for k in keys} == {k: scored.metrics[k] for k in keys}
@@ -1915,7 +1920,8 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatc
     m = data.read_json(tmp_path / "a/own/r/s/metrics.json")
     near = {"precision", "recall", "density", "coverage"}
     samples = {"fid", "is", "cas", "nn_ratio"} | near
-    of_fcn = {"fid", "fid_floor", "fid_recon", "is", "is_real", "fcn_accuracy"} | near
+    real = {"fid_floor", "is_real", "coverage_real", "fcn_accuracy"}
+    of_fcn = {"fid", "fid_recon", "is"} | real | near
     both = of_fcn | {"cas", "cas_real"}
     moves = {
         "decode_steps": (1, samples),
@@ -1942,7 +1948,7 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatc
         new = evaluate.evaluate_run(run, dataclasses.replace(base, **{name: value}))
         moved = {k for k in evaluate.METRICS if "seconds" not in k and new[k] != m[k]}
         # what is counted may stay by chance
-        counted = {"fcn_accuracy", "cas", "cas_real"} | near
+        counted = {"fcn_accuracy", "cas", "cas_real", "coverage_real"} | near
         assert expected - counted <= moved <= expected, (name, moved)
         steps = {
             r["stage"]: r["step"]
@@ -2570,6 +2576,7 @@ def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
         "recall",
         "density",
         "coverage",
+        "coverage_real",
         "fcn_accuracy",
     }
     with np.load(run / "samples.npz") as s:
