@@ -1,5 +1,5 @@
-"""Runs compared with each other: headline.md, presets.md, departures.md, ablation.md, and the
-small tables of results/README.md.
+"""Runs compared with each other: headline.md, samples.md, presets.md, departures.md, ablation.md,
+and the small tables of results/README.md.
 
 `python -m benchmarks.tables --export results/` writes them. The runs of the ablation (§6.3):
 
@@ -39,7 +39,7 @@ from benchmarks.rows import (
     star,
     without_precision,
 )
-from data import Config
+from data import THESIS_SETS, Config
 
 # ---------------------------------------------------------------------------------------------
 # Naive against non-contrastive
@@ -297,11 +297,6 @@ SCORES = (
     "cas_thesis",
 )
 LATER = (*SCORES[3:], "seconds_stage2", "seconds_evaluate")  # what stage 1 alone has not
-# TimeVQVAE's CAS, means (Lee et al. 2023): naive, two bands.
-TIMEVQVAE = (
-    "TimeVQVAE's CAS (naive, two bands): TwoPatterns 0.865, ShapesAll 0.745, ECG5000 0.933, "
-    "Wafer 0.994, Symbols 0.968, SonyAIBORobotSurface1 0.981, SonyAIBORobotSurface2 0.972."
-)
 
 
 def beside(cells, one, other):
@@ -332,10 +327,10 @@ def beside(cells, one, other):
     return markdown(columns, lines) if lines else ""
 
 
-def means_over(seeds, runs):
-    """{metric: (mean, n)} over those seeds, of SCORES and minutes."""
+def means_over(seeds, runs, metrics=SCORES):
+    """{metric: (mean, n)} over those seeds, of the metrics and minutes."""
     chosen = {seed: runs[seed] | {"minutes": minutes(runs[seed])} for seed in seeds}
-    return {metric: mean(chosen, metric) for metric in (*SCORES, "minutes")}
+    return {metric: mean(chosen, metric) for metric in (*metrics, "minutes")}
 
 
 def shown(mean_and_n):
@@ -365,7 +360,7 @@ def presets(cells):
 
 `fid_recon` and `fid_floor`, FID of reconstructions and of train series, and `is_real`, IS of the
 real test split, bound FID and IS. Minutes are of one core, the other one busy too. FID, IS and CAS
-hang on their classifiers, which `thesis` trains longer. {TIMEVQVAE}
+hang on their classifiers, which `thesis` trains longer.
 {NOISE}
 """
     for heading, one, other in (
@@ -407,7 +402,7 @@ def departures(rows):
     """departures.md: runs beside those that differ from them in nothing else."""
     text = f"""# Runs beside others that differ in one thing
 
-Means over the seeds that both have; nothing was published for two views. {TIMEVQVAE}
+Means over the seeds that both have; nothing was published for two views.
 {NOISE}
 """
     for heading, without, having, column, pattern in DEPARTURES:
@@ -445,6 +440,89 @@ def counterpart(plain, rows):
         if alike and plain["later_settings"] in (row["later_settings"], "none"):
             return row
     return None
+
+
+# ---------------------------------------------------------------------------------------------
+# Samples, by preset and bands
+# ---------------------------------------------------------------------------------------------
+
+SAMPLE_SCORES = (
+    "recon",
+    "knn",
+    "svm",
+    "fid_floor",
+    "fid_recon",
+    "fid",
+    "is",
+    "is_real",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "coverage_real",
+    "cas",
+    "cas_real",
+    "cas_thesis",
+)
+# TimeVQVAE (Lee et al. 2023: naive, two bands), means; FID and IS are by another classifier.
+TIMEVQVAE = {
+    "Wafer": {"cas_thesis": 0.994},
+    "ECG5000": {"fid": 0.7, "is": 2.0, "cas_thesis": 0.933},
+    "TwoPatterns": {"fid": 2.2, "is": 2.8, "cas_thesis": 0.865},
+    "ShapesAll": {"cas_thesis": 0.745},
+    "Symbols": {"fid": 5.6, "is": 4.0, "cas_thesis": 0.968},
+    "SonyAIBORobotSurface1": {"cas_thesis": 0.981},
+    "SonyAIBORobotSurface2": {"cas_thesis": 0.972},
+}
+
+
+def samples(rows):
+    """samples.md: naive and one non-contrastive model by `fast` and `best`, one band and two."""
+    found = sample_cells(rows)
+    lines = []
+    for dataset in THESIS_SETS:
+        here = {key: runs for key, runs in found.items() if key[0] == dataset}
+        if not here:
+            continue
+        for key in sorted(here, key=lambda key: (SAMPLE_MODELS.index(key[3]), *key[1:3])):
+            _, preset, bands, model = key
+            means = means_over(here[key], here[key], SAMPLE_SCORES)
+            counts = ", ".join(map(str, sorted(here[key])))
+            line = [dataset, "-".join(model), preset, bands, counts]
+            lines.append(line + [shown(value) for value in means.values()])
+        for model in SAMPLE_MODELS:
+            theirs = [published(dataset, model, metric) for metric in SAMPLE_SCORES]
+            values = [f"{each['mean']:.3f}" if each else "" for each in theirs]
+            lines.append([dataset, "-".join(model), "published", "1", "four", *values, ""])
+        if dataset in TIMEVQVAE:
+            values = [str(TIMEVQVAE[dataset].get(metric, "")) for metric in SAMPLE_SCORES]
+            lines.append([dataset, "TimeVQVAE", "published", "2", "", *values, ""])
+    columns = ["dataset", "model", "preset", "bands", "seeds", *SAMPLE_SCORES, "minutes"]
+    return f"""# Samples, by preset and bands
+
+Means over seeds. What real series score: fid_floor (as many train series), is_real, coverage_real,
+cas_real; what reconstructions score: fid_recon. Published FID and IS are by another classifier
+(ledger 15), published CAS by the schedule of cas_thesis (ledger 34).
+
+{markdown(columns, lines)}"""
+
+
+SAMPLE_MODELS = (NAIVE, ("vibcreg", "slice"))
+
+
+def sample_cells(rows):
+    """{(dataset, preset, bands, model): {seed: row}} of runs that differ in nothing else."""
+    words_of = schedules()
+    found = {}
+    for row in rows:
+        one_band = re.sub(r"bands=2 ?", "", row["stage1_settings"]).strip()
+        bands = "1" if one_band == row["stage1_settings"] else "2"
+        words = words_of.get((one_band, row["later_settings"]))
+        model = (row["method"], row["augmentation"])
+        if words in ("fast, bf16", "best, bf16") and model in SAMPLE_MODELS and is_whole(row):
+            key = (row["dataset"], without_precision(words), bands, model)
+            found.setdefault(key, {})[row["seed"]] = row
+    return found
 
 
 # ---------------------------------------------------------------------------------------------

@@ -230,6 +230,7 @@ def write_tables(out):
     cells = grid(rows)
     write_text(out / "TABLES.md", thesis_tables(cells))
     write_text(out / "headline.md", compare.headline(cells))
+    write_text(out / "samples.md", compare.samples(rows))
     write_text(out / "presets.md", compare.presets(cells))
     write_text(out / "departures.md", compare.departures(rows))
     write_text(out / "ablation.md", compare.ablation(rows))

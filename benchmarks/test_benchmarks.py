@@ -451,6 +451,38 @@ def test_departures_stand_beside_runs_that_differ_in_nothing_else():
     ]
 
 
+def test_samples_of_presets_and_bands_stand_above_what_was_published():
+    of = {}
+    for preset in ("thesis", "fast", "best"):
+        of[preset] = settings(Config(**data.PRESETS[preset], precision="bf16"))
+    two_bands = settings(Config(**data.PRESETS["fast"], precision="bf16", bands=2))
+    assert two_bands[1] == of["fast"][1]
+    rows = [
+        row_of("vibcreg-slice", 1, *of["best"], cas=0.5, cas_thesis=0.4),
+        row_of("naive-none", 1, *two_bands, cas=0.6),
+        row_of("naive-none", 1, *of["fast"], cas=0.7, fid=1.0),
+        row_of("naive-none", 2, *of["fast"], cas=0.9, seconds_stage2=60.0),
+        row_of("naive-none", 1, of["fast"][0], "none", cas=9.0),
+        row_of("naive-none", 1, *of["thesis"], cas=9.0),
+        row_of("vibcreg-warp", 1, *of["fast"], cas=9.0),
+    ]
+    columns = ("model", "preset", "bands", "seeds", "fid", "cas", "cas_thesis", "minutes")
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in compare.samples(rows).splitlines()
+        if line.startswith("|")
+    ]
+    places = [lines[0].index(name) for name in columns]
+    assert [[line[i] for i in places] for line in lines[2:]] == [
+        ["naive-none", "fast", "1", "1, 2", "1.000", "0.800", "", "1.500"],
+        ["naive-none", "fast", "2", "1", "", "0.600", "", "1.000"],
+        ["vibcreg-slice", "best", "1", "1", "", "0.500", "0.400", "1.000"],
+        ["naive-none", "published", "1", "four", "13.620", "", "0.956", ""],
+        ["vibcreg-slice", "published", "1", "four", "9.740", "", "0.974", ""],
+        ["TimeVQVAE", "published", "2", "", "5.6", "", "0.968", ""],
+    ]
+
+
 def test_data_that_lacks_one_series_counts():
     wafer = dict(dataset="Wafer", complete_data=False, n_train=1000)
     assert is_whole(wafer | dict(n_test=6163))
