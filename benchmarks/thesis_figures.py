@@ -108,7 +108,7 @@ def short(schedule):
     return without_precision(schedule).replace(" classifiers", "")
 
 
-def set_names(cells, metric):
+def set_names(cells, metric, between="\n"):
     """Tick labels: dataset, schedule, and of how many seeds its models have the metric."""
     names = []
     for (dataset, schedule), models in cells.items():
@@ -116,7 +116,7 @@ def set_names(cells, metric):
         n = f"{min(counts)}–{max(counts)}"
         if min(counts) == max(counts):
             n = str(max(counts))
-        names.append(f"{dataset}\n{short(schedule)}\nn {n}")
+        names.append(between.join((dataset, short(schedule), f"n {n}")))
     return names
 
 
@@ -154,7 +154,7 @@ def scores(cells, metrics):
 
 def gains(cells):
     """A row a dataset: naive -> the mean of the non-contrastive models, in KNN and SVM."""
-    figure, axes = new_figure(1, 2, figsize=(10, 4), sharey=True)
+    figure, axes = new_figure(1, 2, figsize=(10, 1.2 + 0.36 * len(cells)), sharey=True)
     others_look = {"color": "C0", "marker": "s"}
     for axis, metric in zip(axes, ("knn", "svm"), strict=True):
         for i, ((dataset, _), models) in enumerate(cells.items()):
@@ -171,7 +171,7 @@ def gains(cells):
                 axis.plot(others, y, ls="", ms=6, **others_look, **fill)
         axis.set(xlabel=LABELS[metric], yticks=range(0, -len(cells), -1))
         axis.grid(axis="x", lw=0.3)
-    axes[0].set_yticklabels(set_names(cells, "svm"), fontsize=7)
+    axes[0].set_yticklabels(set_names(cells, "svm", between=", "), fontsize=8)
     for who, style in (("naive", look(NAIVE)), ("non-contrastive", others_look)):
         axes[0].plot([], [], ls="", label=f"{who}, ours", **style)
         axes[0].plot([], [], ls="", label=f"{who}, published", mfc="w", **style)
