@@ -1779,18 +1779,25 @@ def share_of_hits(call, p, y):
 
 @recomputes("fcn_accuracy")
 def test_fcn_accuracy_is_that_of_the_classifier_behind_fid_on_the_test_split(scored, looks):
-    call, _, _ = scored.calls["accuracy"]
+    call, *_ = scored.calls["accuracy"]
     return dict(fcn_accuracy=share_of_hits(call, looks["real"].p, scored.y["test"]))
 
 
-@recomputes("cas")
-def test_cas_is_of_a_classifier_that_learns_the_conditional_samples(scored, drawn, tmp_path):
-    """With the seed of the run; it is scored on the test split."""
+@recomputes("cas", "cas_on_recon")
+def test_cas_is_of_a_classifier_that_learns_the_conditional_samples(
+    scored, drawn, encoded, tmp_path
+):
+    """With the seed of the run; it is scored on the test split, real and reconstructed."""
     config = dataclasses.replace(scored.config, fcn_epochs=2)
     fcn, _ = evaluate.train_fcn(drawn.conditional, drawn.labels, 3, config, tmp_path, "cas")
-    p = fcn(scored.x["test"]).double().softmax(1).numpy()
-    _, call, _ = scored.calls["accuracy"]
-    return dict(cas=share_of_hits(call, p, scored.y["test"]))
+    found = {}
+    _, *calls, _ = scored.calls["accuracy"]
+    for key, x, call in zip(
+        ("cas", "cas_on_recon"), (scored.x["test"], encoded.x_hat), calls, strict=True
+    ):
+        p = fcn(x).double().softmax(1).numpy()
+        found[key] = share_of_hits(call, p, scored.y["test"])
+    return found
 
 
 @recomputes("cas_real")
@@ -1805,7 +1812,7 @@ def test_cas_real_is_of_one_that_learns_the_train_split_as_long(scored, tmp_path
         "as long as cas",
     )
     p = fcn(scored.x["test"]).double().softmax(1).numpy()
-    _, _, call = scored.calls["accuracy"]
+    *_, call = scored.calls["accuracy"]
     return dict(cas_real=share_of_hits(call, p, scored.y["test"]))
 
 
@@ -1919,19 +1926,20 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatc
     run_all(tmp_path / "a/own/r/s", base)
     m = data.read_json(tmp_path / "a/own/r/s/metrics.json")
     near = {"precision", "recall", "density", "coverage"}
-    samples = {"fid", "is", "cas", "nn_ratio"} | near
+    samples = {"fid", "is", "cas", "cas_on_recon", "nn_ratio"} | near
     real = {"fid_floor", "is_real", "coverage_real", "fcn_accuracy"}
     of_fcn = {"fid", "fid_recon", "is"} | real | near
-    both = of_fcn | {"cas", "cas_real"}
+    cas = {"cas", "cas_real", "cas_on_recon"}
+    both = of_fcn | cas
     moves = {
         "decode_steps": (1, samples),
         "choice_temperature": (0.0, samples),
-        "guidance": (3.0, {"cas"}),
+        "guidance": (3.0, {"cas", "cas_on_recon"}),
         "texture": (1, samples),
         "fcn_epochs": (1, of_fcn),
         "fcn_steps": (7, of_fcn),
-        "cas_epochs": (2, {"cas", "cas_real"}),
-        "cas_steps": (23, {"cas", "cas_real"}),
+        "cas_epochs": (2, cas),
+        "cas_steps": (23, cas),
         "steps_per_class": (9, set()),
         "fcn_batch": (24, both),  # the former: epochs decide
         "fcn_lr": (1e-2, both),
@@ -1948,7 +1956,7 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatc
         new = evaluate.evaluate_run(run, dataclasses.replace(base, **{name: value}))
         moved = {k for k in evaluate.METRICS if "seconds" not in k and new[k] != m[k]}
         # what is counted may stay by chance
-        counted = {"fcn_accuracy", "cas", "cas_real", "coverage_real"} | near
+        counted = {"fcn_accuracy", "coverage_real"} | cas | near
         assert expected - counted <= moved <= expected, (name, moved)
         steps = {
             r["stage"]: r["step"]
@@ -2572,6 +2580,7 @@ def test_a_run_without_labels_leaves_null_what_needs_them(tmp_path):
         "is_real",
         "cas",
         "cas_real",
+        "cas_on_recon",
         "precision",
         "recall",
         "density",

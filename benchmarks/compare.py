@@ -462,6 +462,7 @@ SAMPLE_SCORES = (
     "coverage_real",
     "cas",
     "cas_real",
+    "cas_on_recon",
     "cas_thesis",
 )
 # TimeVQVAE (Lee et al. 2023: naive, two bands), means; FID and IS are by another classifier.
@@ -501,8 +502,9 @@ def samples(rows):
     return f"""# Samples, by preset and bands
 
 Means over seeds. What real series score: fid_floor (as many train series), is_real, coverage_real,
-cas_real; what reconstructions score: fid_recon. Published FID and IS are by another classifier
-(ledger 15), published CAS by the schedule of cas_thesis (ledger 34).
+cas_real; what reconstructions score: fid_recon. cas_on_recon: what the classifier behind CAS scores
+on reconstructed test series, which are as smooth as its samples. Published FID and IS are by
+another classifier (ledger 15), published CAS by the schedule of cas_thesis (ledger 34).
 
 {markdown(columns, lines)}"""
 
