@@ -242,18 +242,19 @@ def test_rows_of_what_the_presets_were_have_cells_of_their_own():
 def test_trials_of_the_presets_stand_in_a_table_each_and_stage_2_in_one_more(tmp_path):
     start = {"kind": "stage2", "dataset": "A-0", "trial": "fast", "changed": ""}
     rows = [
-        start | {"sampled": "class", "passes": 20, "own": 0.75, "minutes": 1.0},
-        start | {"sampled": "class", "passes": 10, "own": 0.5, "minutes": 1.0},
-        start | {"sampled": "free", "passes": 10, "fid": 2.125, "minutes": 1.0},
+        start | {"sampled": "class", "passes": 20, "guidance": 2, "own": 0.75, "minutes": 1.0},
+        start | {"sampled": "class", "passes": 20, "guidance": 1, "own": 0.625, "minutes": 1.0},
+        start | {"sampled": "class", "passes": 10, "guidance": 1, "own": 0.5, "minutes": 1.0},
+        start | {"sampled": "free", "passes": 10, "guidance": 1, "fid": 2.125, "minutes": 1.0},
     ]
     (tmp_path / "A-0").mkdir()
     data.write_json(tmp_path / "A-0" / "stage2-fast.rows.json", rows)
     choose_presets.table(tmp_path, tmp_path)
     text = (tmp_path / "fast.md").read_text()
     assert "| A-0 | fast |  | class | 20 |" in text and "## cas" not in text
-    assert "| A-0 | fast | 1.0 | 0.5 / 0.75 |  |  | 2.12 |" in text
+    assert "| A-0 | fast | 1.0 | 0.5 / 0.625 / 0.75 |  |  | 2.12 |" in text
     header, *lines = (tmp_path / "fast.csv").read_text().splitlines()
-    assert header.startswith("kind,dataset,trial,changed,sampled,passes") and len(lines) == 3
+    assert header.startswith("kind,dataset,trial,changed,sampled,passes") and len(lines) == 4
 
 
 SHORT = {"fcn_steps": 2, "cas_steps": 2, "steps_per_class": 0}
@@ -291,9 +292,10 @@ def test_a_prior_is_tried_on_the_stage_1_of_another_trial(tmp_path, monkeypatch)
     assert tiny.items() - SHORT.items() | prior_fields.items() <= config.items()
     choose_presets.table(out, tmp_path)
     rows = choose_presets.read_trials(tmp_path / "fast.csv")
-    assert [row["trial"] for row in rows] == ["tiny", *["tiny: tiny"] * 4]
-    for row in rows[:3]:  # reconstructions, then samples of a class
+    assert [row["trial"] for row in rows] == ["tiny", *["tiny: tiny"] * 5]
+    for row in rows[:4]:  # reconstructions, then samples of a class
         assert 0 <= row["coverage"] <= 1 and 0 <= row["cas"] <= 1 and row["nn_ratio"] > 0
+        assert 0 <= row["cas_on_recon"] <= 1
 
 
 def test_a_run_by_the_thesis_schedule_has_its_cas_and_counts_before_one_of_100_epochs(tmp_path):
