@@ -23,6 +23,7 @@ from benchmarks.rows import (
     NO_WARMUP,
     NOISE,
     RECON,
+    between,
     is_gain,
     is_whole,
     judged,
@@ -37,6 +38,7 @@ from benchmarks.rows import (
     schedule,
     schedules,
     star,
+    values_of,
     without_precision,
 )
 from data import THESIS_SETS, Config
@@ -62,7 +64,7 @@ METRICS = (
 def headline(cells):
     """headline.md of the grid's cells."""
     compared = one_schedule(cells)
-    found = differences(compared, cells)
+    found = differences(compared)
     names = [metric.replace("_train_mode", ", train mode") for metric in METRICS]
     return f"""# Naive against non-contrastive
 
@@ -72,7 +74,7 @@ one of each set. {NOISE}
 {markdown(["dataset", "schedule", "model", "seeds", *names], difference_rows(compared, found))}
 What one run has to differ by from another to get a star:
 
-{markdown(["dataset", *names], noise_rows(compared, cells))}
+{markdown(["dataset", *names], noise_rows(compared))}
 Starred rows of all, ours [published]; a gain in both is a published one that ours has too:
 
 {markdown(["", *names], starred_rows(found))}
@@ -91,6 +93,7 @@ class Difference:
     metric: str
     ours: float | None  # None: one of the two was not run
     our_star: str
+    noise_known: bool  # of ours
     published: float | None  # None: of this metric nothing was published
     published_star: str
 
@@ -101,8 +104,8 @@ class Difference:
         return f"{ours}{theirs}{self.our_star}".strip()
 
 
-def differences(compared, cells):
-    """The Difference of each set, model and metric. cells: what noise is known from."""
+def differences(compared):
+    """The Difference of each set, model and metric."""
     found = []
     for (dataset, _), models in compared.items():
         for model in NC:
@@ -111,16 +114,20 @@ def differences(compared, cells):
             for metric in METRICS:
                 value, n = mean(models[model], metric)
                 naive, m = mean(models[NAIVE], metric)
+                std = noise(compared, dataset, metric)
                 ours, our_star = None, ""
                 if n and m:
                     ours = value - naive
-                    our_star = star(ours, n, m, noise(cells, dataset, metric))
+                    our_star = star(ours, n, m, std)
                 theirs, their_star = None, ""
                 if published(dataset, NAIVE, metric):
                     theirs = published(dataset, model, metric)["mean"]
                     theirs -= published(dataset, NAIVE, metric)["mean"]
                     their_star = star(theirs, 4, 4, pooled_std(dataset, metric))
-                found.append(Difference(dataset, model, metric, ours, our_star, theirs, their_star))
+                known = std is not None
+                found.append(
+                    Difference(dataset, model, metric, ours, our_star, known, theirs, their_star)
+                )
     return found
 
 
@@ -138,13 +145,13 @@ def difference_rows(compared, found):
     return lines
 
 
-def noise_rows(compared, cells):
+def noise_rows(compared):
     """The bound of one run against one run, a set a row; "" where it is not known."""
     lines = []
     for dataset, _ in compared:
         line = [dataset]
         for metric in METRICS:
-            std = noise(cells, dataset, metric)
+            std = noise(compared, dataset, metric)
             line.append(f"{noise_bound(std):.3f}" if std else "")
         lines.append(line)
     return lines
@@ -209,13 +216,13 @@ def agreements(compared, named=False):
 def questions(cells):
     """{"rq1", ..., "rq4", "published": a table} of the grid's cells."""
     compared = one_schedule(cells)
-    found = differences(compared, cells)
+    found = differences(compared)
     of_tokens = ("recon", "knn", "svm")
     of_samples = ("fid", "is", "cas", "cas_on_recon", "cas_thesis")
     return {
-        "rq1": by_set(compared, cells, found, of_tokens),
+        "rq1": by_set(compared, found, of_tokens),
         "rq2": by_augmentation(compared, found, of_tokens),
-        "rq3": f"{by_set(compared, cells, found, of_samples)}\n{higher_fid(found)}",
+        "rq3": f"{by_set(compared, found, of_samples)}\n{higher_fid(found)}",
         "rq4": by_augmentation(compared, found, of_samples),
         "published": agreements(compared),
     }
@@ -227,25 +234,28 @@ def higher_fid(found):
     higher = [d for d in chosen if not is_gain(d.ours, "fid")]
     beyond = [d for d in higher if d.our_star]
     lower = [d for d in chosen if is_gain(d.ours, "fid") and d.our_star]
+    known = [d for d in chosen if d.noise_known]
     return (
-        f"FID is higher than naive's for {len(higher)} of {len(chosen)} models, beyond noise for "
-        f"{len(beyond)}; it is lower beyond noise for {len(lower)}.\n"
+        f"FID is higher than naive's for {len(higher)} of {len(chosen)} models. Of the "
+        f"{len(known)} whose noise is known it is higher beyond noise for {len(beyond)}, lower for "
+        f"{len(lower)}.\n"
     )
 
 
-def by_set(compared, cells, found, metrics):
+def by_set(compared, found, metrics):
     """A set a row: the mean over its non-contrastive models, minus naive, [published]."""
     lines = []
     for (dataset, words), models in compared.items():
-        m = len(models[NAIVE])
-        n = sum(map(len, models.values())) - m
-        line = [f"{dataset}, {without_precision(words)}", str(len(models) - 1)]
+        counts = [len(runs) for runs in models.values()]
+        line = [f"{dataset}, {without_precision(words)}", str(len(models) - 1), between(counts)]
         for metric in metrics:
-            std = noise(cells, dataset, metric)
+            m = len(values_of(models[NAIVE], metric))
+            n = sum(len(values_of(runs, metric)) for runs in models.values()) - m
+            std = noise(compared, dataset, metric)
             chosen = [d for d in found if (d.dataset, d.metric) == (dataset, metric)]
             line.append(mean_difference(chosen, n, m, std))
         lines.append(line)
-    return markdown(["set, schedule", "models", *metrics], lines)
+    return markdown(["set, schedule", "models", "seeds", *metrics], lines)
 
 
 def by_augmentation(compared, found, metrics):
@@ -264,7 +274,7 @@ def by_augmentation(compared, found, metrics):
     return markdown(["augmentation", "sets", *metrics], lines)
 
 
-def mean_difference(chosen, n=1, m=1, std=None):
+def mean_difference(chosen, n=0, m=0, std=None):
     """`+0.01 [+0.02]*`: the means of ours and of the published ones beside them; "" if none ran.
 
     n, m: seeds of all models and of naive. std: over seeds; None: no mark.
@@ -277,7 +287,8 @@ def mean_difference(chosen, n=1, m=1, std=None):
     if chosen[0].published is not None:
         theirs = statistics.mean(d.published for d in chosen)
         bracket = f" [{theirs:+.2f}]"
-    return f"{ours:+.2f}{bracket}{star(ours, n, m, std)}"
+    mark = star(ours, n, m, std) if n and m else ""
+    return f"{ours:+.2f}{bracket}{mark}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -319,7 +330,8 @@ def beside(cells, one, other):
             theirs = means_over(seeds, second[model])
             lines.append([*who, one, which, *map(shown, ours.values())])
             lines.append([*who, other, which, *map(shown, theirs.values())])
-            lines.append([*who, "difference", "", *changes(cells, dataset, ours, theirs)])
+            both = {key: cells[key] for key in ((dataset, one), (dataset, other))}
+            lines.append([*who, "difference", "", *changes(both, dataset, ours, theirs)])
             means = [(published(dataset, model, metric) or {}).get("mean") for metric in ours]
             if any(means):
                 four = [(value, 4) for value in means]

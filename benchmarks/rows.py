@@ -369,6 +369,13 @@ def mean(runs, metric):
     return (statistics.mean(values) if values else None), len(values)
 
 
+def between(counts):
+    """`2`, or `1–4` where the numbers differ; of the models that ran."""
+    ran = [count for count in counts if count]
+    least, most = min(ran), max(ran)
+    return str(least) if least == most else f"{least}–{most}"
+
+
 def minutes(row):
     """Minutes that all stages of a run took."""
     return sum(row[f"seconds_{stage}"] or 0 for stage in ("stage1", "stage2", "evaluate")) / 60
@@ -394,7 +401,7 @@ PUBLISHED = read_published()
 NOISE = (
     "\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n and m seeds, the std "
     "being the pooled one of the published seeds; for our FID, IS and CAS, which hang on "
-    "our classifier, that of our own seeds."
+    "our classifier, that of our own seeds by the same schedule, where there are some."
 )
 
 
@@ -413,7 +420,10 @@ def pooled_std(dataset, metric):
 
 
 def noise(cells, dataset, metric):
-    """Std over seeds: the published models' pooled one; of FID, IS, CAS our own. None: unknown."""
+    """Std over seeds: the published models' pooled one; of FID, IS, CAS our own. None: unknown.
+
+    cells: those of the schedules that are compared, as another's classifiers have another noise.
+    """
     if metric not in BY_CLASSIFIER:
         return pooled_std(dataset, metric)
     variances = []
