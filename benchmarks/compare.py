@@ -246,7 +246,7 @@ def by_set(compared, found, metrics):
     """A set a row: the mean over its non-contrastive models, minus naive, [published]."""
     lines = []
     for (dataset, words), models in compared.items():
-        counts = [len(runs) for runs in models.values()]
+        counts = [len(values_of(runs, metrics[0])) for runs in models.values()]
         line = [f"{dataset}, {without_precision(words)}", str(len(models) - 1), between(counts)]
         for metric in metrics:
             m = len(values_of(models[NAIVE], metric))
