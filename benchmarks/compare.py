@@ -478,6 +478,7 @@ SAMPLE_SCORES = (
     "cas_on_recon",
     "cas_thesis",
 )
+SAMPLE_MODELS = (NAIVE, ("vibcreg", "slice"))
 # TimeVQVAE (Lee et al. 2023: naive, two bands), means; FID and IS are by another classifier.
 TIMEVQVAE = {
     "Wafer": {"cas_thesis": 0.994},
@@ -520,9 +521,6 @@ on reconstructed test series, which are as smooth as its samples. Published FID 
 another classifier (ledger 15), published CAS by the schedule of cas_thesis (ledger 34).
 
 {markdown(columns, lines)}"""
-
-
-SAMPLE_MODELS = (NAIVE, ("vibcreg", "slice"))
 
 
 def sample_cells(rows):
