@@ -370,8 +370,10 @@ def mean(runs, metric):
 
 
 def between(counts):
-    """`2`, or `1–4` where the numbers differ; of the models that ran."""
+    """`2`, or `1–4` where the numbers differ; of the models that ran, "" where none did."""
     ran = [count for count in counts if count]
+    if not ran:
+        return ""
     least, most = min(ran), max(ran)
     return str(least) if least == most else f"{least}–{most}"
 
