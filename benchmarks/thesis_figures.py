@@ -22,6 +22,7 @@ from benchmarks.rows import (
     LOWER_IS_BETTER,
     MODELS,
     NAIVE,
+    between,
     grid,
     log_name,
     mean,
@@ -108,15 +109,12 @@ def short(schedule):
     return without_precision(schedule).replace(" classifiers", "")
 
 
-def set_names(cells, metric, between="\n"):
+def set_names(cells, metric, separator="\n"):
     """Tick labels: dataset, schedule, and of how many seeds its models have the metric."""
     names = []
     for (dataset, schedule), models in cells.items():
         counts = [mean(runs, metric)[1] for runs in models.values()]
-        n = f"{min(counts)}–{max(counts)}"
-        if min(counts) == max(counts):
-            n = str(max(counts))
-        names.append(between.join((dataset, short(schedule), f"n {n}")))
+        names.append(separator.join((dataset, short(schedule), f"n {between(counts)}")))
     return names
 
 
@@ -171,7 +169,7 @@ def gains(cells):
                 axis.plot(others, y, ls="", ms=6, **others_look, **fill)
         axis.set(xlabel=LABELS[metric], yticks=range(0, -len(cells), -1))
         axis.grid(axis="x", lw=0.3)
-    axes[0].set_yticklabels(set_names(cells, "svm", between=", "), fontsize=8)
+    axes[0].set_yticklabels(set_names(cells, "svm", separator=", "), fontsize=8)
     for who, style in (("naive", look(NAIVE)), ("non-contrastive", others_look)):
         axes[0].plot([], [], ls="", label=f"{who}, ours", **style)
         axes[0].plot([], [], ls="", label=f"{who}, published", mfc="w", **style)
