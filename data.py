@@ -1393,10 +1393,13 @@ def ready(model, checkpoint, path, precision):
 
 
 @contextlib.contextmanager
-def hold(folder, wait=False):
-    """Hold a folder for this process. A second process is refused, or waits its turn."""
+def hold(folder, lock=".lock", wait=False):
+    """Hold a folder for this process. A second process is refused, or waits its turn.
+
+    lock: the file that is locked. Whoever holds a folder by one lock may hold it by another one.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / ".lock", "a") as file:  # closing it, or dying, lets go
+    with open(Path(folder) / lock, "a") as file:  # closing it, or dying, lets go
         try:
             if fcntl is None:
                 raise OSError("no fcntl")

@@ -258,7 +258,7 @@ def dataset_fcn(folder, dataset, config):
     name = f"fcn-{digest[:8]}"  # other settings get another file
     path = Path(folder) / f"{name}.pt"
     n_classes = len(dataset.classes)
-    with hold(folder, wait=True):
+    with hold(folder, ".classifiers.lock", wait=True):  # a run may hold the folder as its own
         if not path.exists():
             x, y = dataset.x_train, dataset.y_train
             _, training = train_fcn(x, y, n_classes, config, folder, name)

@@ -341,6 +341,16 @@ def test_a_second_process_on_a_run_folder_is_refused(tmp_path):
             one_line(drive(0, command, tmp_path), "another process works on it")
 
 
+def test_a_run_folder_of_any_name_is_evaluated(tmp_path):
+    own_data(tmp_path)
+    run = str(tmp_path / "mine")  # it keeps its own classifiers, whose lock is another one
+    stage1, stage2, scores = stages(tmp_path)
+    for command in (["ncvqvae.py", run, *stage1[2:]], ["prior.py", "train", run]):
+        assert drive(0, command, tmp_path).returncode == 0
+    assert drive(0, ["evaluate.py", "run", run], tmp_path, timeout=60).returncode == 0
+    assert data.read_json(tmp_path / "mine/metrics.json")["fid"] >= 0
+
+
 def test_waiting_for_the_classifier_is_said(tmp_path):
     code = """if True:
         import sys
