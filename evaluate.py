@@ -86,10 +86,11 @@ SHOWN = (
     "coverage_real",
     "nn_ratio",
 )
-# Keys that are always in metrics.json, None where it was not measured; `config`, `stages` and
-# `classifier` stand beside them. nn_ratio: how near samples lie to train series. fid_floor,
-# is_real, cas_real, coverage_real: what real series score, fid_recon: what reconstructions do.
-# cas_on_recon: what the classifier behind CAS scores on reconstructions of the test split.
+# Keys that are always in metrics.json, None where it was not measured; `config`, `stages` and,
+# where one was trained, `classifier` stand beside them. nn_ratio: how near samples lie to train
+# series. fid_floor, is_real, cas_real, coverage_real: what real series score; fid_recon: what
+# reconstructions do. cas_on_recon: what the classifier behind CAS scores on reconstructed test
+# series.
 METRICS = (
     *SHOWN,
     "recon_time",
@@ -360,7 +361,7 @@ def precision_recall_density_coverage(real, fake, k=5):
 def classification_accuracy_score(x, y, dataset, config, folder):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,).
 
-    None, with a warning, where y lacks a class of the data.
+    None where learn_from_samples has none.
 
     It sees whether generated series have what tells the classes apart. It depends on the length of
     the training: a longer one also learns features of generated series that real ones lack, and
@@ -373,7 +374,10 @@ def classification_accuracy_score(x, y, dataset, config, folder):
 
 
 def learn_from_samples(x, y, dataset, config, folder):
-    """CAS's classifier: an FCN trained on generated x (n, L), y (n,); None where a class lacks."""
+    """CAS's classifier: an FCN trained on generated x (n, L), y (n,).
+
+    None, with a warning, where y lacks a class of the data.
+    """
     absent = [str(label) for k, label in enumerate(dataset.classes) if not (y == k).any()]
     if absent:
         warn(f"class {', '.join(absent)} of {dataset.name} is not in y: no CAS")
@@ -456,28 +460,29 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
         )
     root = shared_folder(folder)
     fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, dataset))
-    real, p_real = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
-    fake, p_fake = classify(fcn, generated)
+    features_test, p_test = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
+    features_generated, p_generated = classify(fcn, generated)
     # What real series reach. FID, coverage: n train series, repeated where the split has fewer: new
     # series would have a lower FID. IS: n series of the test split, or all of it.
     n_train, n_test = len(dataset.x_train), len(dataset.x_test)
     too_few = n_train < n
     rows = np.random.default_rng(0).choice(n_train, n, replace=too_few)
-    real_train, _ = classify(fcn, dataset.x_train[rows])  # features (n, P)
-    p_real_n = p_real  # of n series, or of the whole test split where it has fewer
+    features_train, _ = classify(fcn, dataset.x_train[rows])  # features (n, P)
+    p_as_many = p_test  # of n series, or of the whole test split where it has fewer
     if n < n_test:
-        p_real_n = p_real[np.random.default_rng(0).permutation(n_test)[:n]]
-    fcn_accuracy = accuracy(p_real, dataset.y_test)
-    scores["fid"] = frechet_distance(fake, real)
-    scores["fid_floor"] = frechet_distance(real_train, real)
-    scores["is"] = inception_score(p_fake)
-    scores["is_real"] = inception_score(p_real_n)
+        p_as_many = p_test[np.random.default_rng(0).permutation(n_test)[:n]]
+    fcn_accuracy = accuracy(p_test, dataset.y_test)
+    scores["fid"] = frechet_distance(features_generated, features_test)
+    scores["fid_floor"] = frechet_distance(features_train, features_test)
+    scores["is"] = inception_score(p_generated)
+    scores["is_real"] = inception_score(p_as_many)
     scores["fcn_accuracy"] = fcn_accuracy
     scores["classifier"] = {"file": str(file), "steps": steps, "accuracy": fcn_accuracy}
-    scores |= precision_recall_density_coverage(real, fake)
-    scores["coverage_real"] = precision_recall_density_coverage(real, real_train)["coverage"]
+    scores |= precision_recall_density_coverage(features_test, features_generated)
+    of_real = precision_recall_density_coverage(features_test, features_train)
+    scores["coverage_real"] = of_real["coverage"]
     if x_hat is not None:  # what stage 1 alone costs
-        scores["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], real)
+        scores["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], features_test)
     if labels is not None:
         fcn_of_samples = learn_from_samples(conditional, labels, dataset, config, folder)
         for key, series in (("cas", dataset.x_test), ("cas_on_recon", x_hat)):
@@ -485,7 +490,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
             if fcn_of_samples is not None and series is not None:
                 scores[key] = accuracy(classify(fcn_of_samples, series)[1], dataset.y_test)
         # What CAS could reach: the same training on the real train split. Its seed is 0, so that
-        # all runs share it.
+        # all runs share it. Where both classifiers take as many steps, it is the one of FID.
         cas_real_config = replace(cas_config(config, dataset, len(conditional)), seed=0)
         fcn_of_cas, _, _ = dataset_fcn(root, dataset, cas_real_config)
         scores["cas_real"] = accuracy(classify(fcn_of_cas, dataset.x_test)[1], dataset.y_test)
@@ -499,7 +504,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
 
 def evaluate_run(run_dir, config=None):
     """Write metrics.json, samples.npz and figures/ of a run folder -> metrics, a dict."""
-    run_dir = Path(run_dir).resolve()  # score_samples looks two folders up
+    run_dir = Path(run_dir).resolve()  # figures are titled by its parent's name
     config = config or read_config(run_dir)
     start = time.time()
     pick_device(config.precision)  # sets what float32 means
@@ -566,7 +571,7 @@ def score_tokens(stage1, dataset, encoded_train, encoded_test):
     }
     if dataset.classes:
         scores["knn"], scores["svm"] = probe(
-            encoded_train["pooled"], dataset.y_train, encoded_test["pooled"], dataset.y_test
+            encoded_train["averages"], dataset.y_train, encoded_test["averages"], dataset.y_test
         )
     else:
         say(f"{dataset.name}: no labels, so no KNN, SVM, IS, FID, CAS")
@@ -674,13 +679,13 @@ def draw_figures(run_dir, dataset, stage1, encoded_test, samples):
     run_dir = Path(run_dir)
     drawings = {
         "reconstructions": lambda: draw_reconstructions(dataset, encoded_test["x_hat"]),
-        "latents": lambda: draw_latents(dataset, encoded_test["pooled"]),
+        "latents": lambda: draw_latents(dataset, encoded_test["averages"]),
         "losses": lambda: draw_losses(read_log(run_dir)),
     }
     if samples is not None:
         drawings["samples"] = lambda: draw_series(dataset, samples)
         drawings["generated"] = lambda: draw_real_and_generated(
-            dataset, stage1, encoded_test["pooled"], samples["generated"]
+            dataset, stage1, encoded_test["averages"], samples["generated"]
         )
     for name, draw in drawings.items():
         path = run_dir / "figures" / f"{name}.png"
@@ -721,14 +726,14 @@ def draw_reconstructions(dataset, x_hat):
     return figure, "Reconstructions"
 
 
-def draw_latents(dataset, pooled):
+def draw_latents(dataset, averages):
     """PCA and t-SNE of the test split's z_q, by class (Figures 6.4 to 6.6).
 
     Clusters by class are what SSL is to bring. In a t-SNE the distance between clusters means
     nothing.
     """
-    rows = some_rows(len(pooled), 500)
-    z = pooled.numpy()[rows]
+    rows = some_rows(len(averages), 500)
+    z = averages.numpy()[rows]
     y = dataset.y_test.numpy()[rows] if dataset.classes else None
     figure, axes = new_figure(1, 2, figsize=(10, 4.2))
     for axis, name, points in ((axes[0], "PCA", pca(z)), (axes[1], "t-SNE", tsne(z))):
@@ -789,7 +794,7 @@ def draw_losses(log):
 
 
 def draw_series(dataset, samples):
-    """A column for each of the first 6 classes, the last one of any class; up to 50 series each.
+    """A column for each of the first 6 classes and a last one of any class, up to 50 series each.
 
     Figures 6.14, 6.15, 6.18 to 6.20. Samples of a class should differ among themselves as much as
     its train series do. A column shares its y axis, so that a wrong scale shows.
@@ -819,7 +824,7 @@ def draw_series(dataset, samples):
     return figure, "Real series and samples"
 
 
-def draw_real_and_generated(dataset, stage1, pooled, generated):
+def draw_real_and_generated(dataset, stage1, averages, generated):
     """Both as series and as z_q; the PCA is fitted on the real ones (Figures 6.16, 6.17, 6.21).
 
     Grey without blue: a kind of series that is never generated. Blue without grey: one that the
@@ -828,11 +833,11 @@ def draw_real_and_generated(dataset, stage1, pooled, generated):
     rows = some_rows(len(generated), 250)  # of test series too: there are as many
     n = len(rows)
     made = generated[rows]
-    made_pooled = encode_split(stage1, made)["pooled"]
+    averages_of_made = encode_split(stage1, made)["averages"]
     figure, axes = new_figure(2, 2, figsize=(9, 7.5))
     for axis_row, what, real, fake in (
         (axes[0], "series", dataset.x_test[rows], made),
-        (axes[1], "z_q", pooled[rows], made_pooled),
+        (axes[1], "z_q", averages[rows], averages_of_made),
     ):
         both = torch.cat([real, fake]).numpy()
         projections = (("PCA", pca(both, real)), ("t-SNE", tsne(both)))

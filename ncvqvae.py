@@ -5,8 +5,8 @@ r"""Chapter 1: tokens (thesis §4.1.1, §5.1.1; eq. 2.13, 3.1 to 3.3, 3.7 to 3.1
     SSL: z_q and z', average and max pooled -> Projector -> Barlow Twins or VIbCReg
 
 The augmented branch is not quantised. The SSL loss pulls z_q and z' together. Its gradient reaches
-the encoder through both, on the side of z_q straight through the quantiser; the codes follow as
-moving averages. So they should come to be ordered by what survives the augmentation (§4.1).
+the encoder through z' directly and through z_q by the straight-through estimator; the codes follow
+as moving averages. So they should come to be ordered by what survives the augmentation (§4.1).
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \
         --augmentation slice --precision bf16  # 6 minutes, one CPU core
@@ -155,17 +155,18 @@ class Encoder(nn.Sequential):
 class Decoder(nn.Sequential):
     """z (B, D, H, W') -> u^ (B, 2, H, frames): n + 1 doublings, then a resize. §5.1.1.
 
-    As the authors' program, not the thesis (ledger 31): one doubling more than the encoder has
+    As in the authors' program, not the thesis (ledger 31): one doubling more than the encoder has
     halvings, and the resize takes it back; the last two have neither BatchNorm nor activation.
     """
 
     def __init__(self, n, width=64, kernel=1, norm=False):
+        doubling = {"kernel_size": (3, 4), "stride": (1, 2), "padding": 1}  # of the frames
         layers = residual_blocks(width, kernel, norm)
         for _ in range(n - 1):
-            conv = nn.ConvTranspose2d(width, width, (3, 4), (1, 2), 1)  # doubles the frames
+            conv = nn.ConvTranspose2d(width, width, **doubling)
             layers.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.LeakyReLU(inplace=True)))
-        layers.append(nn.ConvTranspose2d(width, 2, (3, 4), (1, 2), 1))
-        layers.append(nn.ConvTranspose2d(2, 2, (3, 4), (1, 2), 1))
+        layers.append(nn.ConvTranspose2d(width, 2, **doubling))
+        layers.append(nn.ConvTranspose2d(2, 2, **doubling))
         super().__init__(*layers)
 
     def forward(self, z, frames):
@@ -182,7 +183,7 @@ class Decoder(nn.Sequential):
 class VectorQuantizer(nn.Module):
     """Nearest code, straight-through gradient, codes that follow their vectors' moving average.
 
-    z (B, D, H, W) -> z_q like z in float32, indices int64 (B, H, W), commitment loss (mean,
+    z (B, D, H, W') -> z_q like z in float32, indices int64 (B, H, W'), commitment loss (mean,
     eq. 4.1). In training the codebook moves after it was used: a code is the moving average of the
     z that chose it. This replaces the gradient of eq. 4.1's first term, |sg[z] - z_q|^2. A code
     that no z chooses stays where it is, as m_k and N_k shrink alike, and drifts to 0 once N_k nears
@@ -199,23 +200,24 @@ class VectorQuantizer(nn.Module):
         # first batch does not use has N_k = 0: it becomes m_k / eps, 1e5 times too large, and is
         # out of reach until m_k has shrunk by that: log(1e-5) / log(0.9) = 109 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
-        self.register_buffer("sums", codebook.clone())  # (K, D) m_k
+        sums = codebook * (initial_count or 1.0)
+        self.register_buffer("sums", sums)  # (K, D) m_k
 
     def distances(self, z):
-        """Squared Euclidean distance of z's vectors (B, D, H, W) to each code: (B, H, W, K)."""
-        z = z.permute(0, 2, 3, 1)  # (B, H, W, D)
-        cross = z @ self.codebook.T  # (B, H, W, K)
+        """Squared Euclidean distance of z's vectors (B, D, H, W') to each code: (B, H, W', K)."""
+        z = z.permute(0, 2, 3, 1)  # (B, H, W', D)
+        cross = z @ self.codebook.T  # (B, H, W', K)
         return z.square().sum(-1, keepdim=True) - 2 * cross + self.codebook.square().sum(1)
 
     def lookup(self, indices):
-        """Codes of indices (B, H, W) as z_q (B, D, H, W)."""
+        """Codes of indices (B, H, W') as z_q (B, D, H, W')."""
         return self.codebook[indices].permute(0, 3, 1, 2)
 
     def forward(self, z):
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(self.codebook.dtype)  # float32, as sums over a batch are too coarse in bf16
             indices = self.distances(z.detach()).argmin(-1)  # eq. 2.13
-            z_q = self.lookup(indices)  # (B, D, H, W)
+            z_q = self.lookup(indices)  # (B, D, H, W')
             commitment = F.mse_loss(z, z_q)  # |z - sg[z_q]|^2 of eq. 4.1; codes have no gradient
             if self.training:
                 self._update(z.detach(), indices)  # a new codebook; z_q keeps the old
@@ -225,8 +227,8 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update(self, z, indices):
-        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # (B*H*W, D)
-        one_hot = F.one_hot(indices.flatten(), len(self.codebook)).to(flat.dtype)  # (B*H*W, K)
+        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # (B*H*W', D)
+        one_hot = F.one_hot(indices.flatten(), len(self.codebook)).to(flat.dtype)  # (B*H*W', K)
         self.counts.lerp_(one_hot.sum(0), 1 - self.decay)  # N_k = 0.9 N_k + 0.1 n_k
         self.sums.lerp_(one_hot.T @ flat, 1 - self.decay)  # m_k = 0.9 m_k + 0.1 sum of its z
         total = self.counts.sum()  # Laplace smoothing: no count is 0
@@ -240,7 +242,7 @@ class VectorQuantizer(nn.Module):
 
 
 def _full_precision(z):
-    """Half precision, of a caller's autocast, -> float32, which sums over a batch need."""
+    """Half precision, as of an autocast, -> float32, which sums over a batch need."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
@@ -258,7 +260,8 @@ def _correlation_terms(a, b):
     # The sum of all c_ij^2 is trace(C^T C) = trace(b^T a a^T b) = trace((a a^T) (b b^T)), which of
     # symmetric matrices is the sum of their elementwise product. So two B x B matrices are enough;
     # C, P x P, is never made.
-    all_squares = ((a @ a.T) * (b @ b.T)).sum()
+    with torch.autocast(a.device.type, enabled=False):  # a caller's would multiply in bf16
+        all_squares = ((a @ a.T) * (b @ b.T)).sum()
     off_diagonal = all_squares - c_ii.square().sum()
     return off_diagonal, c_ii
 
@@ -369,7 +372,7 @@ class Projector(nn.Module):
 
 
 def pool(z):
-    """Global average and max pool, concatenated: z (B, D, H, W) -> (B, 2D). §4.1.1."""
+    """Global average and max pool, concatenated: z (B, D, H, W') -> (B, 2D). §4.1.1."""
     # z_q has ties, as codes repeat: adaptive_max_pool2d sends the gradient to one of them, as the
     # authors' program does; amax would split it (ledger 29).
     return torch.cat([z.mean((2, 3)), F.adaptive_max_pool2d(z, 1).flatten(1)], dim=1)
@@ -428,10 +431,10 @@ class NCVQVAE(nn.Module):
             bands = [low, high]
         self.bands = nn.ModuleList(bands)
         self.sizes = [math.prod(band.grid) for band in bands]  # tokens of each
-        # What measure_texture finds, once trained.
-        self.register_buffer("amplitudes", None, persistent=False)
-        self.register_buffer("averages", None, persistent=False)
-        self.register_buffer("relative_power", None, persistent=False)
+        # What measure_texture finds, once trained, of M train series.
+        self.register_buffer("amplitudes", None, persistent=False)  # (M, L // 2 + 1)
+        self.register_buffer("averages", None, persistent=False)  # (M, bands * D)
+        self.register_buffer("relative_power", None, persistent=False)  # (K, H)
         if with_projector and config.method != "naive":
             in_dim = 2 * config.width * len(bands)
             whiten = config.method == "vibcreg"
@@ -454,15 +457,15 @@ class NCVQVAE(nn.Module):
     def quantize(self, latents):
         """[z] -> [z_q], token ids int64 (B, N), commitment loss (eq. 3.1).
 
-        The ids of band k are k K to (k + 1) K - 1.
+        The ids of band i, from 0, are i K to (i + 1) K - 1.
         """
         quantized = []
         ids = []
         commitment = 0.0
-        for k, (band, z) in enumerate(zip(self.bands, latents, strict=True)):
+        for i, (band, z) in enumerate(zip(self.bands, latents, strict=True)):
             z_q, indices, loss = band.quantizer(z)
             quantized.append(z_q)
-            ids.append(indices.flatten(1) + k * self.config.n_codes)
+            ids.append(indices.flatten(1) + i * self.config.n_codes)
             commitment = commitment + loss
         return quantized, torch.cat(ids, 1), commitment
 
@@ -531,12 +534,12 @@ class NCVQVAE(nn.Module):
         """Token ids int64 (B, N) of x (B, L): nearest, or from softmax(-d^2 / temperature)."""
         _, latents = self.encode(x)
         ids = []
-        for k, (band, z) in enumerate(zip(self.bands, latents, strict=True)):
+        for i, (band, z) in enumerate(zip(self.bands, latents, strict=True)):
             logits = -band.quantizer.distances(z).flatten(1, 2)  # (B, N, K)
             if temperature > 0:
                 # argmax(-d^2 + temperature g) is a draw from softmax(-d^2 / temperature)
                 logits = logits + temperature * gumbel(logits.shape, generator, x.device)
-            ids.append(logits.argmax(-1) + k * self.config.n_codes)
+            ids.append(logits.argmax(-1) + i * self.config.n_codes)
         return torch.cat(ids, 1)
 
     def lookup(self, tokens):
@@ -578,7 +581,8 @@ class NCVQVAE(nn.Module):
         distances = torch.cdist(average(self.lookup(tokens)), self.averages)  # (B, M)
         nearest = distances.topk(min(5, len(self.averages)), largest=False).indices  # (B, 5)
         which = torch.randint(nearest.shape[1], (B,), generator=generator, device=device)
-        amplitudes = self.amplitudes[nearest.gather(1, which[:, None])[:, 0]]  # (B, L//2 + 1)
+        row = nearest[torch.arange(B, device=device), which]  # (B,) one of the five
+        amplitudes = self.amplitudes[row]  # (B, L // 2 + 1)
         angles = torch.rand(amplitudes.shape, generator=generator, device=device)
         spectrum = torch.polar(amplitudes, 2 * math.pi * angles)
         noise = torch.fft.irfft(spectrum, self.length)  # (B, L)
@@ -608,11 +612,11 @@ def gumbel(shape, generator, device):
 def encode_split(model, x, batch=256):
     """One pass of a split x (n, L) through stage 1, in the model's mode -> dict of CPU tensors.
 
-    pooled (n, bands * D): z_q averaged over H and W', without the maximum that SSL adds (pool);
-    tokens (n, N); x_hat (n, L); errors (n, 2): the MSE of each series in time and in frequency.
+    averages (n, bands * D): z_q averaged over H and W', what KNN and SVM see; tokens (n, N);
+    x_hat (n, L); errors (n, 2): the MSE of each series in time and in frequency.
     """
     device = next(model.parameters()).device
-    parts = {"pooled": [], "tokens": [], "x_hat": [], "errors": []}
+    parts = {"averages": [], "tokens": [], "x_hat": [], "errors": []}
     for part in x.split(batch):
         part = part.to(device)  # (B, L)
         u, latents = model.encode(part)
@@ -620,7 +624,7 @@ def encode_split(model, x, batch=256):
         u_hat, x_hat = model.decode(quantized)  # (B, 2, H, W), (B, L)
         error_time = (x_hat - part).square().mean(1)  # (B)
         error_frequency = (u_hat - u).square().mean((1, 2, 3))  # (B)
-        parts["pooled"].append(average(quantized).cpu())
+        parts["averages"].append(average(quantized).cpu())
         parts["tokens"].append(tokens.cpu())
         parts["x_hat"].append(x_hat.cpu())
         parts["errors"].append(torch.stack([error_time, error_frequency], 1).cpu())
@@ -654,7 +658,7 @@ def measure_texture(model, x, most=256):
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]
     return {
         "amplitudes": torch.fft.rfft(residuals[rows]).abs(),
-        "averages": encoded["pooled"][rows],
+        "averages": encoded["averages"][rows],
         "relative_power": relative_power,
     }
 
@@ -697,7 +701,7 @@ def train_stage1(run_dir, config, dataset=None):
         seed=config.seed,
     )
     write_json(run_dir / "config.json", asdict(config))
-    x_train = dataset.x_train.to(device)  # the whole set lives there
+    x_train = dataset.x_train.to(device)  # the whole set is on the device
     x_test = dataset.x_test.to(device)
 
     model.train()  # BatchNorm of the batch, a codebook that moves
@@ -722,7 +726,7 @@ def train_stage1(run_dir, config, dataset=None):
                 "a smaller --stage1-lr"
             )
         is_half_or_end = training.step in (training.total_steps // 2, training.total_steps)
-        if training.is_logged_step and is_half_or_end and terms["recon_time"] > 0.95 * x.var():
+        if is_half_or_end and terms["recon_time"] > 0.95 * x.var():
             warn(
                 f"step {training.step}: the reconstructions are no better than a constant; try "
                 "another --seed, a smaller --stage1-lr or a longer --stage1-warmup"
@@ -751,7 +755,7 @@ def load_stage1(run_dir, config=None, dataset=None):
 
 
 def command_encode(words):
-    """Write tokens, pooled representations and reconstructions of an .npz's series X (n, L)."""
+    """Write tokens, averaged codes and reconstructions of an .npz's series X (n, L)."""
     parser = Parser(prog="ncvqvae.py encode", description=command_encode.__doc__)
     parser.add_argument("run_dir", help="run folder")
     parser.add_argument("file", help=".npz with X (n, L), in the data's units")
@@ -764,7 +768,7 @@ def command_encode(words):
     encoded = encode_split(model, dataset.check_and_standardise(arrays["X"], f"{args.file}, X"))
     arrays = {
         "tokens": encoded["tokens"].numpy(),  # (n, N)
-        "z_q": encoded["pooled"].numpy(),  # (n, D of each band)
+        "z_q": encoded["averages"].numpy(),  # (n, bands * D), averaged over H and W'
         "X_hat": dataset.to_original(encoded["x_hat"])[:, None],  # (n, 1, L)
     }
     write_npz(out, **arrays)

@@ -94,7 +94,7 @@ class Prior(nn.Module):
         self.no_class = n_classes
         self.precision = config.precision
         self.embedding = nn.Embedding(K, D)
-        if config.embedding == "codebook":  # which SSL, if any, has ordered (§4.1.2)
+        if config.embedding == "codebook":  # which SSL has ordered, if there was any (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
         # A vector of its own, so that learning "unknown" moves no code (§4.1.2). It, the classes
         # and the positions start as N(0, 1), like the codes (nn.Embedding's default): LayerNorm
@@ -103,7 +103,7 @@ class Prior(nn.Module):
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
         self.positions = nn.Parameter(torch.randn(1 + sum(sizes), D))  # the first one: the class
         self.norm_in = nn.LayerNorm(D)
-        self.to_hidden = nn.Linear(D, E)  # codes are narrower than E
+        self.to_hidden = nn.Linear(D, E)
         blocks = []
         for _ in range(config.prior_layers):
             block = Block(E, config.prior_heads, config.prior_ff_ratio, config.prior_dropout)
@@ -182,8 +182,8 @@ def band_losses(prior, tokens, masks, labels, loss_on="masked"):
 def prior_loss(prior, tokens, labels, seed=0):
     """band_losses of a split's tokens (n, N), one seeded mask a series, as a float. §6.2.3.
 
-    Masked tokens alone count, whatever --loss-on says. Batches are weighted by their number, so
-    that with one band this is the mean over all masked tokens of the split; with two, nearly.
+    Masked tokens alone count, whatever --loss-on says. Batches are weighted by how many they have,
+    so that with one band this is the mean over all masked tokens of the split; with two, nearly.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed)
     masks = [mask_tokens(part, generator) for part in tokens.split(prior.sizes, 1)]
@@ -298,7 +298,7 @@ def load_prior(run_dir, stage1, config=None, dataset=None):
 
 
 def rename_older_layers(checkpoint):
-    """Two layers had other names in checkpoints of before."""
+    """Two layers had other names in older checkpoints."""
     state = {}
     for name, weight in checkpoint["state"].items():
         name = name.replace("into.", "to_hidden.").replace("back.", "to_code.")

@@ -44,7 +44,8 @@ lack() { # the first thing that a python lacks; nothing where all is there
 import importlib.metadata, importlib.util, re
 for package in "torch", "numpy", "sklearn", "pytest", "matplotlib":
     if importlib.util.find_spec(package) is None:
-        raise SystemExit(print("no", package))
+        print("no", package)
+        raise SystemExit
 version = importlib.metadata.version("torch")
 if tuple(map(int, re.findall("[0-9]+", version)[:2])) < (2, 9):  # the first with Muon
     print(f"torch {version}, older than 2.9")
@@ -112,7 +113,7 @@ fi
     --datasets ${looked_up[@]+"${looked_up[@]}"} || exit 2
 
 run_one() { # dataset, method, augmentation, seed: all three stages of a run
-    local name run settings
+    local name run settings variable
     name=$(basename -- "$1" .npz)
     if [ -d "$1" ]; then
         name=$(cd -- "$1" && basename -- "$PWD") # of . and .. too
@@ -121,8 +122,8 @@ run_one() { # dataset, method, augmentation, seed: all three stages of a run
     settings=("--dataset=$1" "--method=$2" "--augmentation=$3" "--seed=$4")
     if [ $dry = 1 ]; then
         printf '%q ' env "OUT=$out"
-        for name in UCR_DIR DEVICE PYTHON; do
-            [ -z "${!name:-}" ] || printf '%q ' "$name=${!name}"
+        for variable in UCR_DIR DEVICE PYTHON; do
+            [ -z "${!variable:-}" ] || printf '%q ' "$variable=${!variable}"
         done
         printf '%q ' bash "$script" "$1" "$2" "$3" "$4" ${flags[@]+"${flags[@]}"}
         echo
@@ -141,11 +142,11 @@ trap 'exit 130' INT # one Ctrl-C ends the whole grid
 for dataset in "${datasets[@]}"; do
     for seed in ${seeds//,/ }; do
         for method in ${methods//,/ }; do
-            views=${augmentations//,/ }
+            of_method=${augmentations//,/ }
             if [ "$method" = naive ]; then
-                views=none
+                of_method=none
             fi
-            for augmentation in $views; do
+            for augmentation in $of_method; do
                 run_one "$dataset" "$method" "$augmentation" "$seed" || failed=$((failed + 1))
             done
         done

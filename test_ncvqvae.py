@@ -362,12 +362,13 @@ def test_quantizer_takes_the_nearest_code_and_passes_the_gradient_straight_throu
     torch.testing.assert_close(gradient, 2 * (z - z_q).detach() / z.numel())
 
 
-@pytest.mark.parametrize("count", [1.0, 0.0])
+@pytest.mark.parametrize("count", [1.0, 0.0, 8.0])
 def test_moving_averages_against_a_loop(count):
     torch.manual_seed(0)
     q = ncvqvae.VectorQuantizer(6, 3, initial_count=count).double()
     K = len(q.codebook)
-    N, m, book = np.full(K, count), q.codebook.numpy().copy(), q.codebook.numpy().copy()
+    N, book = np.full(K, count), q.codebook.numpy().copy()
+    m = book * (count if count else 1.0)
     unused = 0
     for step in range(5):
         z = draw(2, 3, 5, 4, seed=step) * 0.5 + 1
@@ -411,7 +412,7 @@ def test_eval_moves_nothing_and_the_order_of_series_changes_nothing():
     assert torch.equal(model.tokens(x), out["tokens"])
     torch.testing.assert_close(model.series(out["tokens"]), out["x_hat"])
     book = model.codebook()[out["tokens"]]  # (n, N, D)
-    torch.testing.assert_close(out["pooled"], book.mean(1))
+    torch.testing.assert_close(out["averages"], book.mean(1))
 
 
 def test_tokens_are_drawn_by_their_distance_where_a_temperature_asks():
@@ -642,7 +643,7 @@ def with_texture(monkeypatch, residuals, tokens, **fields):
     encoded = {
         "x_hat": torch.zeros_like(residuals),
         "tokens": tokens(model),
-        "pooled": ncvqvae.average(model.lookup(tokens(model))),
+        "averages": ncvqvae.average(model.lookup(tokens(model))),
     }
     monkeypatch.setattr(ncvqvae, "encode_split", lambda *_: encoded)
     for name, values in ncvqvae.measure_texture(model, residuals).items():
@@ -1438,12 +1439,12 @@ def test_figures_of_a_collapsed_latent_space(tmp_path):
     y = torch.arange(12) % 2
     own = data.Dataset("own", 20, 0.0, 1.0, ["$0_$50", "_x_"], True, "", x, y, x, y)
     (tmp_path / "log.jsonl").write_text('{"stage": "stage1", "step": 1, "loss": 1.0}\n')
-    test = dict(pooled=torch.ones(12, 64), x_hat=x)
+    test = dict(averages=torch.ones(12, 64), x_hat=x)
     with matplotlib.rc_context({"font.size": 17}):  # a notebook's
         evaluate.draw_figures(tmp_path, own, None, test, None)
         assert matplotlib.rcParams["font.size"] == 17
     assert (tmp_path / "figures/latents.png").stat().st_size > 1000
-    figure, _ = evaluate.draw_latents(own, test["pooled"])
+    figure, _ = evaluate.draw_latents(own, test["averages"])
     shown = [
         text.get_text().strip("\u200b").replace("\\$", "$")
         for text in figure.axes[1].get_legend().get_texts()
@@ -1570,7 +1571,7 @@ def encoded(scored):
         u=u,
         z=z,
         tokens=tokens,
-        pooled={s: z_q[s].mean(1) for s in z_q},
+        averages={s: z_q[s].mean(1) for s in z_q},
         u_hat=u_hat,
         x_hat=ncvqvae.istft(u_hat, 8, 31),
     )
@@ -1683,7 +1684,8 @@ def test_code_use_is_that_of_the_test_split(scored, encoded):
 @recomputes("knn", "svm")
 def test_probes_see_the_mean_codes_and_labels_of_both_splits(scored, encoded):
     ((z_train, y_train, z_test, y_test, scores),) = scored.calls["probe"]
-    torch.testing.assert_close([z_train, z_test], [encoded.pooled["train"], encoded.pooled["test"]])
+    averages = encoded.averages
+    torch.testing.assert_close([z_train, z_test], [averages["train"], averages["test"]])
     assert y_train.tolist() == scored.y["train"].tolist()
     assert y_test.tolist() == scored.y["test"].tolist()
     knn, svm = scores
@@ -2178,6 +2180,8 @@ def test_what_stage_1_fails_to_learn_is_warned_of(tmp_path, capsys, monkeypatch)
     decode, quantize = NCVQVAE.decode, NCVQVAE.quantize
     config = dataclasses.replace(config, stage1_steps=4)
     monkeypatch.setattr(NCVQVAE, "decode", nothing)
+    at_end = property(lambda training: training.step == training.total_steps)
+    monkeypatch.setattr(data.Training, "is_logged_step", at_end)  # half-way may be between two
     ncvqvae.train_stage1(tmp_path / "nothing", config)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert [line.split(": ")[1] for line in warnings] == ["step 2", "step 4"]
@@ -2387,6 +2391,10 @@ def test_copied_pieces_stand_half_precision(how):
         assert loss(constant, constant).isfinite()
         with pytest.raises(ValueError, match="at least 2 rows"):
             loss(constant[:1], constant[:1])
+        z = draw(2, 30, 64, dtype=torch.float32).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            found = loss(*z)
+        torch.testing.assert_close(found, loss(*z.float()), rtol=1e-5, atol=0)
 
 
 class OneDevice(TorchDispatchMode):
@@ -2644,7 +2652,7 @@ def test_bands_and_views_compose_through_all_stages(tmp_path):
     real, real_train = (evaluate.classify(fcn, x)[0] for x in (d.x_test, floor))
     assert m["fid_floor"] == pytest.approx(slow_fid(real_train, real), rel=1e-3, abs=1e-4)
     test = ncvqvae.encode_split(model, d.x_test)
-    assert test["pooled"].shape == (16, 32)
+    assert test["averages"].shape == (16, 32)
     assert m["codes_used"] == len(test["tokens"].unique()) > len((test["tokens"] % 32).unique())
     with pytest.raises(InputError, match="stage1.pt: made with bands = 2, this run has 1"):
         ncvqvae.train_stage1(run, dataclasses.replace(config, bands=1))

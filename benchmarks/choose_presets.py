@@ -269,7 +269,7 @@ def encoded_and_probed(trial):
     model = train_stage1(run, trial.config(), dataset)
     train = encode_split(model, dataset.x_train)
     test = encode_split(model, dataset.x_test)
-    knn, svm = probe(train["pooled"], dataset.y_train, test["pooled"], dataset.y_test)
+    knn, svm = probe(train["averages"], dataset.y_train, test["averages"], dataset.y_test)
     minutes = load_checkpoint(run / "stage1.pt")["seconds"] / 60
     recon = test["errors"].sum(1).mean().item()
     return run, train, test, {"recon": recon, "knn": knn, "svm": svm, "minutes": minutes}

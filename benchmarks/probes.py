@@ -50,8 +50,9 @@ def probe_in_train_mode(model, dataset, seed=0):
     batch = model.config.stage1_batch
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(dataset.x_train), generator=generator)
-    z_train = encode_split(model, dataset.x_train[order], batch)["pooled"]
-    z_test = encode_split(model, dataset.x_test, batch)["pooled"]  # in the file's order, as theirs
+    z_train = encode_split(model, dataset.x_train[order], batch)["averages"]
+    # The test split in the file's order, as theirs.
+    z_test = encode_split(model, dataset.x_test, batch)["averages"]
     model.eval()
     errors = encode_split(model, dataset.x_test)["errors"].sum(1)  # (n)
     knn, svm = probe(z_train, dataset.y_train[order], z_test, dataset.y_test)
