@@ -170,7 +170,7 @@ def row_of(model, seed=1, first="", later="none", dataset="Symbols", **values):
     )
 
 
-def test_headline_stars_what_seeds_do_not_explain():
+def test_headline_stars_what_seeds_do_not_explain(monkeypatch):
     first, later = settings(Config(**data.PRESETS["fast"]))
     rows = [
         row_of("naive-none", 1, recon=0.20, knn=0.50),
@@ -204,6 +204,10 @@ def test_headline_stars_what_seeds_do_not_explain():
     assert bounds.startswith(f"| Symbols | {2.084 * math.sqrt(2) * std:.3f} |")
     assert "| recon | 0 | 1 | 2 | Symbols naive-none, Symbols vibcreg-slice |" in lines
     assert "| knn | 1 | 2 | 0 |  |" in lines
+    assert "The same by `fast, bf16` alone, 0 sets:" in lines  # that of these rows is in float32
+    monkeypatch.setattr(compare, "FAST", "fast, float32")
+    _, by_fast = compare.headline(cells).split("The same by `fast, float32` alone, 1 sets:")
+    assert "| recon | 0 | 1 | 1 | Symbols naive-none |" in by_fast
     runs = {m: {1: {}} for m in MODELS}
     few = {"thesis, bf16": dict(list(runs.items())[:2]), "fast, bf16": runs, "best, bf16": runs}
     chosen = one_schedule({("A", how): models for how, models in few.items()})
