@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from benchmarks.rows import (
     BY_CLASSIFIER,
     EARLIER,
+    FAST,
     IDENTITY,
     MODELS,
     NAIVE,
@@ -23,6 +24,7 @@ from benchmarks.rows import (
     NO_WARMUP,
     NOISE,
     RECON,
+    THESIS,
     between,
     is_gain,
     is_whole,
@@ -32,7 +34,7 @@ from benchmarks.rows import (
     minutes,
     noise,
     noise_bound,
-    one_schedule,
+    of_schedule,
     pooled_std,
     published,
     schedule,
@@ -59,21 +61,26 @@ METRICS = (
     "cas_on_recon",
     "cas_thesis",
 )
-FAST = "fast, bf16"  # the schedule by which the whole grid runs
 
 
 def headline(cells):
-    """headline.md of the grid's cells."""
-    compared = one_schedule(cells)
-    fast = one_schedule({key: models for key, models in cells.items() if key[1] == FAST})
-    found = differences(compared)
+    """headline.md of the grid's cells, a section a schedule."""
     names = [metric.replace("_train_mode", ", train mode") for metric in METRICS]
-    return f"""# Naive against non-contrastive
+    text = f"""# Naive against non-contrastive
 
-Non-contrastive minus naive: ours [published]. FID and IS hang on the classifier, which is another
-one of each set. {NOISE}
+FID and IS hang on the classifier, which is another one of each set. {NOISE}
+"""
+    for words in (FAST, THESIS):
+        compared = of_schedule(cells, words)
+        if not compared:
+            continue
+        found = differences(compared)
+        text += f"""
+## Schedule: {words}, {len(compared)} sets
 
-{markdown(["dataset", "schedule", "model", "seeds", *names], difference_rows(compared, found))}
+Non-contrastive minus naive: ours [published].
+
+{markdown(["dataset", "model", "seeds", *names], difference_rows(compared, found))}
 What one run has to differ by from another to get a star:
 
 {markdown(["dataset", *names], noise_rows(compared))}
@@ -83,10 +90,8 @@ Starred rows of all, ours [published]; a gain in both is a published one that ou
 Each model's mean against the published one (train mode: a throw-away copy after the authors' probe,
 ledger 12):
 
-{agreements(compared, named=True)}
-The same by `{FAST}` alone, {len(fast)} sets:
-
-{agreements(fast, named=True)}"""
+{agreements(compared, named=True)}"""
+    return text
 
 
 @dataclass
@@ -139,10 +144,10 @@ def differences(compared):
 def difference_rows(compared, found):
     """A row a set and model."""
     lines = []
-    for (dataset, words), models in compared.items():
+    for (dataset, _), models in compared.items():
         for model in NC:
             if model in models:
-                line = [dataset, words, "-".join(model), str(len(models[model]))]
+                line = [dataset, "-".join(model), str(len(models[model]))]
                 for difference in found:
                     if (difference.dataset, difference.model) == (dataset, model):
                         line.append(difference.text())
@@ -219,18 +224,24 @@ def agreements(compared, named=False):
 
 
 def questions(cells):
-    """{"rq1", ..., "rq4", "published": a table} of the grid's cells."""
-    compared = one_schedule(cells)
-    found = differences(compared)
+    """{"rq1", ..., "rq4", "published": tables} of the grid's cells, one of each schedule."""
+    asked = dict.fromkeys(("rq1", "rq2", "rq3", "rq4", "published"), "")
     of_tokens = ("recon", "knn", "svm")
     of_samples = ("fid", "is", "cas", "cas_on_recon", "cas_thesis")
-    return {
-        "rq1": by_set(compared, found, of_tokens),
-        "rq2": by_augmentation(compared, found, of_tokens),
-        "rq3": f"{by_set(compared, found, of_samples)}\n{higher_fid(found)}",
-        "rq4": by_augmentation(compared, found, of_samples),
-        "published": agreements(compared),
-    }
+    for words, heading in ((FAST, "By `fast`:"), (THESIS, "By the thesis' schedule:")):
+        compared = of_schedule(cells, words)
+        if not compared:
+            continue
+        found = differences(compared)
+        for name, table in {
+            "rq1": by_set(compared, found, of_tokens),
+            "rq2": by_augmentation(compared, found, of_tokens),
+            "rq3": f"{by_set(compared, found, of_samples)}\n{higher_fid(found)}",
+            "rq4": by_augmentation(compared, found, of_samples),
+            "published": agreements(compared),
+        }.items():
+            asked[name] += f"{heading}\n\n{table}\n"
+    return asked
 
 
 def higher_fid(found):
@@ -250,9 +261,9 @@ def higher_fid(found):
 def by_set(compared, found, metrics):
     """A set a row: the mean over its non-contrastive models, minus naive, [published]."""
     lines = []
-    for (dataset, words), models in compared.items():
+    for (dataset, _), models in compared.items():
         counts = [len(values_of(runs, metrics[0])) for runs in models.values()]
-        line = [f"{dataset}, {without_precision(words)}", str(len(models) - 1), between(counts)]
+        line = [dataset, str(len(models) - 1), between(counts)]
         for metric in metrics:
             m = len(values_of(models[NAIVE], metric))
             n = sum(len(values_of(runs, metric)) for runs in models.values()) - m
@@ -260,7 +271,7 @@ def by_set(compared, found, metrics):
             chosen = [d for d in found if (d.dataset, d.metric) == (dataset, metric)]
             line.append(mean_difference(chosen, n, m, std))
         lines.append(line)
-    return markdown(["set, schedule", "models", "seeds", *metrics], lines)
+    return markdown(["set", "models", "seeds", *metrics], lines)
 
 
 def by_augmentation(compared, found, metrics):
@@ -548,7 +559,7 @@ def sample_cells(rows):
 # ---------------------------------------------------------------------------------------------
 
 SWEEPS = {"zeta": (0.05, 0.1, 0.15, 0.2), "eta": (0.5, 1.0, 2.0)}
-THESIS = {"zeta": Config.zeta, "eta": Config.eta}
+THESIS_WEIGHTS = {"zeta": Config.zeta, "eta": Config.eta}
 
 
 def ablation_cells(rows):
@@ -560,7 +571,7 @@ def ablation_cells(rows):
     for row in rows:
         if not is_whole(row):
             continue
-        weights = dict(THESIS)
+        weights = dict(THESIS_WEIGHTS)
         others = []
         for setting in row["stage1_settings"].split():
             name, value = setting.split("=")
@@ -570,7 +581,8 @@ def ablation_cells(rows):
                 others.append(setting)
         who = (row["dataset"], row["method"], row["augmentation"], " ".join(others))
         for name, weight in weights.items():
-            if weights | {name: THESIS[name]} == THESIS:  # the other weight is the thesis'
+            without_it = weights | {name: THESIS_WEIGHTS[name]}
+            if without_it == THESIS_WEIGHTS:  # the other weight is the thesis'
                 runs = found.setdefault(who, {}).setdefault((name, weight), {})
                 runs[row["seed"]] = row
     return dict(sorted(found.items()))
@@ -586,7 +598,7 @@ def ablation(rows):
     for name, weights in SWEEPS.items():
         lines = []
         for (dataset, method, augmentation, others), runs_of in found.items():
-            swept = any(key == name and weight != THESIS[name] for key, weight in runs_of)
+            swept = any(key == name and weight != THESIS_WEIGHTS[name] for key, weight in runs_of)
             if not swept:
                 continue
             for metric in ("recon", "knn", "svm"):
@@ -594,14 +606,14 @@ def ablation(rows):
                 lines.append(who + ablation_line(dataset, name, metric, runs_of))
         columns = ["dataset", "model", "stage 1", "metric"]
         for weight in weights:
-            columns.append(f"**{weight:g}**" if weight == THESIS[name] else f"{weight:g}")
+            columns.append(f"**{weight:g}**" if weight == THESIS_WEIGHTS[name] else f"{weight:g}")
         text += f"## {name}\n\n{markdown(columns, lines)}\n"
     return text
 
 
 def ablation_line(dataset, name, metric, runs_of):
     """The mean at each weight, with a star where it differs from that at the thesis' weight."""
-    base, m = mean(runs_of.get((name, THESIS[name]), {}), metric)
+    base, m = mean(runs_of.get((name, THESIS_WEIGHTS[name]), {}), metric)
     texts = []
     for weight in SWEEPS[name]:
         value, n = mean(runs_of.get((name, weight), {}), metric)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.thesis_figures results/  # figures/*.png there, of runs.csv and logs/ there
 
-A dataset is shown under the one schedule that most of its models ran by.
+Runs by `fast`; curves of the test split by the thesis' schedule, which looks at it more often.
 """
 
 import gzip
@@ -19,14 +19,16 @@ from matplotlib.lines import Line2D
 
 from benchmarks.compare import ablation_cells
 from benchmarks.rows import (
+    FAST,
     LOWER_IS_BETTER,
     MODELS,
     NAIVE,
+    THESIS,
     between,
     grid,
     log_name,
     mean,
-    one_schedule,
+    of_schedule,
     published,
     read_rows,
     without_precision,
@@ -104,22 +106,18 @@ def plain_numbers(axis):
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def short(schedule):
-    """`fast, earlier` of `fast, bf16, earlier classifiers`: room is scarce."""
-    return without_precision(schedule).replace(" classifiers", "")
-
-
 def set_names(cells, metric, separator="\n"):
     """Tick labels: dataset, schedule, and of how many seeds its models have the metric."""
     names = []
     for (dataset, schedule), models in cells.items():
         counts = [mean(runs, metric)[1] for runs in models.values()]
-        names.append(separator.join((dataset, short(schedule), f"n {between(counts)}")))
+        name = (dataset, without_precision(schedule), f"n {between(counts)}")
+        names.append(separator.join(name))
     return names
 
 
 # ---------------------------------------------------------------------------------------------
-# The figures, each from the cells of one schedule a dataset
+# The figures, each from the cells of one schedule
 # ---------------------------------------------------------------------------------------------
 
 
@@ -203,7 +201,7 @@ def curves(results, cells, key, label, methods=COLOURS):
     for axis, ((dataset, schedule), models) in zip(axes, lines.items(), strict=True):
         for model, (steps, values) in models.items():
             axis.plot(steps, values, lw=1, ms=3, markevery=0.2, **look(model))
-        axis.set(title=f"{dataset}, {short(schedule)}", yscale="log")
+        axis.set(title=f"{dataset}, {without_precision(schedule)}", yscale="log")
         plain_numbers(axis)
         axis.set(xlabel="optimiser step", ylabel=label)
     shown = [model for model in MODELS if model[0] in methods]
@@ -237,9 +235,8 @@ def against(cells, x_of, x_metric, y_metric, with_published=True):
             ys = np.array([y for _, y, _ in points])
             ends = np.array([xs.min(), xs.max()])
             axis.plot(ends, np.polyval(np.polyfit(xs, ys, 1), ends), color="0.6", lw=1)
-        axis.set(
-            title=f"{dataset}, {short(schedule)}", xlabel=LABELS[x_metric], ylabel=LABELS[y_metric]
-        )
+        axis.set(title=f"{dataset}, {without_precision(schedule)}")
+        axis.set(xlabel=LABELS[x_metric], ylabel=LABELS[y_metric])
         axis.locator_params(axis="x", nbins=5)
     shown = [model for model in MODELS if with_published or model in drawn]
     name_models(figure, shown, with_published)
@@ -307,7 +304,8 @@ def views(dataset):
 def draw_all(results):
     """Every figure across runs into results/figures, of results/runs.csv and the logs beside it."""
     rows = read_rows(results / "runs.csv")
-    cells = one_schedule(grid(rows))
+    cells = of_schedule(grid(rows), FAST)
+    by_thesis = of_schedule(grid(rows), THESIS)
     drawn = {
         "gains": gains(cells),
         "views": views(load_dataset("toy")),
@@ -315,7 +313,7 @@ def draw_all(results):
         "recon": scores(cells, ["recon", "recon_train_mode_last_batch"]),
         "probes": scores(cells, ["knn", "svm"]),
         "sample_metrics": scores(cells, ["fid", "is", "cas_thesis"]),
-        "training": curves(results, cells, "val_recon", "recon of the test split"),
+        "training": curves(results, by_thesis, "val_recon", "recon of the test split"),
         "knn_is": against(cells, lambda row: row["is"], "is", "knn"),
         "knn_fid": against(cells, lambda row: row["fid"], "fid", "knn"),
     }
