@@ -251,10 +251,12 @@ def higher_fid(found):
     beyond = [d for d in higher if d.our_star]
     lower = [d for d in chosen if is_gain(d.ours, "fid") and d.our_star]
     known = [d for d in chosen if d.noise_known]
+    text = f"FID is higher than naive's for {len(higher)} of {len(chosen)} models"
+    if not known:
+        return f"{text}, by one seed each: its noise is not known.\n"
     return (
-        f"FID is higher than naive's for {len(higher)} of {len(chosen)} models. Of the "
-        f"{len(known)} whose noise is known it is higher beyond noise for {len(beyond)}, lower for "
-        f"{len(lower)}.\n"
+        f"{text}. Of the {len(known)} whose noise is known it is higher beyond noise for "
+        f"{len(beyond)}, lower for {len(lower)}.\n"
     )
 
 
