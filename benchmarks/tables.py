@@ -212,7 +212,7 @@ def readme_table(cells, model=("vibcreg", "slice")):
 
     return (
         f"{markdown([*columns, 'minutes'], lines)}\n"
-        "Models, of all seven, within noise of the published mean or better: recon "
+        "Over all sets and seven models, within noise of the published mean or better: recon "
         f"{not_worse(README_COLUMNS['recon'][0])}, KNN {not_worse('knn')}, SVM {not_worse('svm')}; "
         f"probed the published way, KNN {not_worse('knn_train_mode')}, SVM "
         f"{not_worse('svm_train_mode')}. {compare.higher_fid(compare.differences(compared))}"
