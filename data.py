@@ -1529,6 +1529,11 @@ class Training:
         """Is the step just taken one that is logged?"""
         return self.step % self.log_every == 0 or self.step in (1, self.total_steps)
 
+    @property
+    def is_half_way_or_end(self):
+        """Is the step just taken the one half-way, or the last?"""
+        return self.step in (self.total_steps // 2, self.total_steps)
+
     def just_ended(self, epochs):
         """Was the step just taken the last one, or the end of every `epochs`-th epoch? 0: never."""
         if epochs == 0:

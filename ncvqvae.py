@@ -725,8 +725,7 @@ def train_stage1(run_dir, config, dataset=None):
                 f"step {training.step}: the codebook collapsed to one code; try another --seed or "
                 "a smaller --stage1-lr"
             )
-        is_half_or_end = training.step in (training.total_steps // 2, training.total_steps)
-        if is_half_or_end and terms["recon_time"] > 0.95 * x.var():
+        if training.is_half_way_or_end and terms["recon_time"] > 0.95 * x.var():
             warn(
                 f"step {training.step}: the reconstructions are no better than a constant; try "
                 "another --seed, a smaller --stage1-lr or a longer --stage1-warmup"

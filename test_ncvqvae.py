@@ -2492,6 +2492,7 @@ def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
 
     monkeypatch.setattr(data.Training, "step_done", step_done)
     monkeypatch.setattr(data.Training, "is_logged_step", False)
+    monkeypatch.setattr(data.Training, "is_half_way_or_end", False)
     monkeypatch.setattr(data.Training, "log", lambda self, **values: None)
     monkeypatch.setattr(data.Training, "finish", lambda self, path, **extra: None)
     config = tiny_config(
