@@ -361,31 +361,34 @@ def precision_recall_density_coverage(real, fake, k=5):
 def classification_accuracy_score(x, y, dataset, config, folder):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,).
 
-    None where learn_from_samples has none.
+    None, with a warning, where y lacks a class of the data.
 
     It sees whether generated series have what tells the classes apart. It depends on the length of
     the training: a longer one also learns features of generated series that real ones lack, and
-    scores the same samples lower (ledger 34). So it is read beside cas_real, of the same steps. A
-    classifier that knows smooth series alone may fail on real ones for their noise: cas_on_recon,
-    its accuracy on reconstructed test series, tells this from samples of the wrong class.
+    scores the same samples lower (ledger 34). So it is read beside cas_real, of the same steps.
     """
-    fcn = learn_from_samples(x, y, dataset, config, folder)
-    return None if fcn is None else accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
+    return cas_scores(x, y, dataset, config, folder)["cas"]
 
 
-def learn_from_samples(x, y, dataset, config, folder):
-    """CAS's classifier: an FCN trained on generated x (n, L), y (n,).
+def cas_scores(x, y, dataset, config, folder, x_hat=None):
+    """CAS of generated x (n, L), y (n,), and on reconstructions -> {"cas", "cas_on_recon": value}.
 
-    None, with a warning, where y lacks a class of the data.
+    A classifier that knows smooth series alone may fail on real ones for their noise: cas_on_recon,
+    its accuracy on reconstructed test series x_hat (n_test, L), tells this from samples of the
+    wrong class. None where x_hat is; both None, with a warning, where y lacks a class of the data.
     """
+    scores = {"cas": None, "cas_on_recon": None}
     absent = [str(label) for k, label in enumerate(dataset.classes) if not (y == k).any()]
     if absent:
         warn(f"class {', '.join(absent)} of {dataset.name} is not in y: no CAS")
-        return None
+        return scores
     config = cas_config(config, dataset, len(x))
     fcn, training = train_fcn(x, y, len(dataset.classes), config, folder, "cas")
     training.resume_path.unlink(missing_ok=True)  # no checkpoint of it is kept
-    return fcn
+    scores["cas"] = accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
+    if x_hat is not None:
+        scores["cas_on_recon"] = accuracy(classify(fcn, x_hat)[1], dataset.y_test)
+    return scores
 
 
 def nearest_neighbour_ratio(generated, train, test):
@@ -484,11 +487,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     if x_hat is not None:  # what stage 1 alone costs
         scores["fid_recon"] = frechet_distance(classify(fcn, x_hat)[0], features_test)
     if labels is not None:
-        fcn_of_samples = learn_from_samples(conditional, labels, dataset, config, folder)
-        for key, series in (("cas", dataset.x_test), ("cas_on_recon", x_hat)):
-            scores[key] = None
-            if fcn_of_samples is not None and series is not None:
-                scores[key] = accuracy(classify(fcn_of_samples, series)[1], dataset.y_test)
+        scores |= cas_scores(conditional, labels, dataset, config, folder, x_hat)
         # What CAS could reach: the same training on the real train split. Its seed is 0, so that
         # all runs share it. Where both classifiers take as many steps, it is the one of FID.
         cas_real_config = replace(cas_config(config, dataset, len(conditional)), seed=0)

@@ -18,6 +18,7 @@ samples; `recall`, `coverage` and `nn_ratio` are of samples of a class too.
 import csv
 import json
 import shutil
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +41,12 @@ from data import (
 )
 from evaluate import (
     accuracy,
+    cas_scores,
     classify,
     dataset_fcn,
     fcn_config,
     frechet_distance,
     inception_score,
-    learn_from_samples,
     nearest_neighbour_ratio,
     precision_recall_density_coverage,
     probe,
@@ -245,16 +246,11 @@ def cas_of(x, y, trial, run, x_hat=None, seeds=(1, 2)):
 
     The mean over classifiers of a few seeds.
     """
-    dataset = trial.dataset
-    scored = {"cas": dataset.x_test}
-    if x_hat is not None:
-        scored["cas_on_recon"] = x_hat
-    found = dict.fromkeys(scored, 0.0)
+    of_seeds = []
     for seed in seeds:
-        fcn = learn_from_samples(x, y, dataset, trial.config(seed=seed), run)
-        for name, series in scored.items():
-            found[name] += accuracy(classify(fcn, series)[1], dataset.y_test) / len(seeds)
-    return found
+        of_seeds.append(cas_scores(x, y, trial.dataset, trial.config(seed=seed), run, x_hat))
+    names = ("cas",) if x_hat is None else ("cas", "cas_on_recon")
+    return {name: statistics.mean(scores[name] for scores in of_seeds) for name in names}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -550,7 +550,7 @@ def sample_cells(rows):
         bands = "1" if one_band == row["stage1_settings"] else "2"
         words = words_of.get((one_band, row["later_settings"]))
         model = (row["method"], row["augmentation"])
-        if words in ("fast, bf16", "best, bf16") and model in SAMPLE_MODELS and is_whole(row):
+        if words in (FAST, "best, bf16") and model in SAMPLE_MODELS and is_whole(row):
             key = (row["dataset"], without_precision(words), bands, model)
             found.setdefault(key, {})[row["seed"]] = row
     return found
