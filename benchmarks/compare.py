@@ -3,9 +3,9 @@ and the small tables of results/README.md.
 
 `python -m benchmarks.tables --export results/` writes them. The runs of the ablation (§6.3):
 
-    for weight in zeta=0.05 zeta=0.15 zeta=0.2 eta=0.5 eta=2; do
-        OUT=runs/ablation/$weight bash run.sh TwoPatterns barlow,vibcreg warp,slice 1 \\
-            --stages 1 --stage1-epochs 250 --$weight
+    for zeta in 0.05 0.15 0.2; do
+        OUT=runs/ablation/zeta=$zeta bash run.sh TwoPatterns barlow,vibcreg warp,slice 1 \\
+            --preset fast --precision bf16 --stages 1 --zeta $zeta
     done
 """
 
@@ -597,6 +597,9 @@ def ablation(rows):
         f"difference from it: {NOISE}\n\n"
     )
     found = ablation_cells(rows)
+    words_of = {}  # stage 1's settings: the first schedule that has them
+    for (first, _), words in schedules().items():
+        words_of.setdefault(first, words)
     for name, weights in SWEEPS.items():
         lines = []
         for (dataset, method, augmentation, others), runs_of in found.items():
@@ -604,7 +607,8 @@ def ablation(rows):
             if not swept:
                 continue
             for metric in ("recon", "knn", "svm"):
-                who = [dataset, f"{method}-{augmentation}", others, metric]
+                stage1 = words_of.get(others, others)
+                who = [dataset, f"{method}-{augmentation}", stage1, metric]
                 lines.append(who + ablation_line(dataset, name, metric, runs_of))
         columns = ["dataset", "model", "stage 1", "metric"]
         for weight in weights:

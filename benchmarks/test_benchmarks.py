@@ -434,8 +434,8 @@ def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
     assert line + "0.600* (1) | 0.110 (2) |  | 0.120 (2) |" in zeta
     assert line + "0.300* (1) | 0.110 (2) |  |" in eta
     assert "| 0.05 | **0.1** | 0.15 | 0.2 |" in zeta and "| 0.5 | **1** | 2 |" in eta
-    assert "| precision=bf16 | recon |  | 0.800 (1) | 0.700* (1) |" in eta
-    assert "precision=bf16" not in zeta and "9.000" not in text
+    assert "| thesis, bf16 | recon |  | 0.800 (1) | 0.700* (1) |" in eta
+    assert "thesis, bf16" not in zeta and "9.000" not in text
     assert text.count("| knn |") == 3 and "| svm |  |  |  |  |" in zeta
 
 

@@ -17,7 +17,7 @@ import torch
 from matplotlib import ticker
 from matplotlib.lines import Line2D
 
-from benchmarks.compare import ablation_cells
+from benchmarks.compare import SWEEPS, ablation_cells
 from benchmarks.rows import (
     FAST,
     LOWER_IS_BETTER,
@@ -255,16 +255,20 @@ def final_ssl(results, row, method):
 
 
 def zeta(swept):
-    """The metrics of stage 1 over ζ, a line a model and dataset. Figures 6.22 to 6.24."""
-    figure, axes = new_figure(1, 3, figsize=(10, 3.6))
-    for (dataset, method, augmentation, _), runs_at in swept.items():
+    """The metrics of stage 1 over ζ, a column a dataset and its settings. Figures 6.22 to 6.24."""
+    columns = list(dict.fromkeys((dataset, others) for dataset, _, _, others in swept))
+    size = (1.5 + 2.4 * len(columns), 6)
+    figure, axes = new_figure(3, len(columns), figsize=size, sharex=True, squeeze=False)
+    for (dataset, method, augmentation, others), runs_at in swept.items():
+        column = columns.index((dataset, others))
         weights = sorted(weight for name, weight in runs_at if name == "zeta")
-        label = f"{dataset}, {method} {augmentation}"
-        for axis, metric in zip(axes, ("recon", "knn", "svm"), strict=True):
+        for row, metric in enumerate(("recon", "knn", "svm")):
             means = [mean(runs_at["zeta", weight], metric)[0] for weight in weights]
-            axis.plot(weights, means, label=label, **look((method, augmentation)))
-            axis.set(xlabel="ζ", ylabel=LABELS[metric])
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+            axes[row, column].plot(weights, means, ms=4, **look((method, augmentation)))
+            axes[row, 0].set(ylabel=LABELS[metric])
+        axes[0, column].set(title=dataset)
+        axes[2, column].set(xlabel="ζ")
+    name_models(figure, [model for model in MODELS if model in {who[1:3] for who in swept}], False)
     return figure
 
 
@@ -326,7 +330,7 @@ def draw_all(results):
         drawn[f"knn_ssl_{method}"] = against(cells, ssl_of, "ssl", "knn", with_published=False)
     swept = {}
     for who, runs_at in ablation_cells(rows).items():
-        if len([name for name, _ in runs_at if name == "zeta"]) > 1:
+        if len([name for name, _ in runs_at if name == "zeta"]) == len(SWEEPS["zeta"]):
             swept[who] = runs_at
     if swept:
         drawn["zeta"] = zeta(swept)
