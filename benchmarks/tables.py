@@ -154,8 +154,9 @@ def real_cas(models):
 
 
 def minutes_table(found):
-    """Minutes of a whole run, the mean over seeds, and where they were spent."""
+    """Minutes of a whole run, the mean over seeds, where they were spent, and hours of all runs."""
     lines = []
+    total = 0.0
     for dataset, models in found.items():
         line = [dataset]
         processors = set()
@@ -165,11 +166,17 @@ def minutes_table(found):
                 if row["later_settings"] != "none":  # all stages
                     spent.append(minutes(row))
                     processors.add(row["processor"] or "not logged")
+            total += sum(spent)
             line.append(f"{statistics.mean(spent):.0f}" if spent else "")
         if processors:
             lines.append([*line, "; ".join(sorted(processors))])
+    if not lines:
+        return ""
     columns = ["dataset", *map(" ".join, MODELS), "processor"]
-    return f"\n### Minutes of a run, the other core busy too\n\n{markdown(columns, lines)}"
+    return (
+        f"\n### Minutes of a run, the other core busy too\n\n{markdown(columns, lines)}\n"
+        f"All runs together: {total / 60:.1f} hours.\n"
+    )
 
 
 README_COLUMNS = {  # {heading: (our metric, the published one)}
