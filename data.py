@@ -66,10 +66,9 @@ def errors_naming(what):
     try:
         yield
     except Exception as error:  # a cut, foreign or hostile file raises many kinds
-        reason = first_line(error)
-        names_it = reason.startswith(str(what))  # an InputError of ours, which says all already
-        if not names_it:
-            reason = f"{what}: cannot be used ({reason}); mend or remove it"
+        if isinstance(error, InputError) and str(error).startswith(str(what)):
+            raise  # it says all already
+        reason = f"{what}: cannot be used ({first_line(error)}); mend or remove it"
         raise InputError(reason) from None
 
 
@@ -221,6 +220,8 @@ class Config:
                 raise InputError(f"{flag}: should be a name")
             if bounds is not None and not bounds.accepts(value):
                 raise InputError(f"{flag}: should be {bounds.describe()}")
+            if type(f.default) is float:  # 0 is written as 0.0, so that both name one classifier
+                object.__setattr__(self, f.name, float(value))
         names = set(self.augmentation.split("+"))
         flag = f"--augmentation {self.augmentation}"
         if self.method == "naive" and names != {"none"}:
@@ -336,8 +337,8 @@ def add_flags(parser, first="dataset", last="fcn_weight_decay", also=()):
 def make_config(args, start=None, **fixed):
     """The Config of parsed flags. Later ones win: `start`, the preset, the flags, `fixed`.
 
-    start: a run's saved settings. A preset changes them only if --preset was given; without start
-    there is always a preset.
+    start: a run's saved settings. Without --preset they stay; with it, all fields that any preset
+    names are the preset's. Without start there is always a preset.
     """
     given = {
         name: value for name, value in vars(args).items() if name in Config.__dataclass_fields__
@@ -348,6 +349,7 @@ def make_config(args, start=None, **fixed):
     values = dict(start or {})
     if args.preset or not start:
         toy = given.get("dataset", Config.dataset) == "toy"
+        values |= {name: getattr(Config, name) for name in PRESETS["best"]}  # the thesis' values
         values |= PRESETS[args.preset or ("toy" if toy else "thesis")]
     for stage in ("stage1", "stage2", "fcn", "cas"):
         if f"{stage}_epochs" in given:
@@ -370,7 +372,7 @@ class Dataset:
     std: float
     classes: list  # classes[k]: the data's own label of class k
     complete: bool  # False: counts differ from thesis Table 5.2
-    sha256: str  # of the raw values and labels of both splits
+    sha256: str  # of the raw values and labels of both splits, and of the classes' names
     x_train: torch.Tensor | None = None  # float32 (n, L), standardised
     y_train: torch.Tensor | None = None  # int64 (n,) in 0..K-1; all 0 where there are no labels
     x_test: torch.Tensor | None = None
@@ -453,6 +455,7 @@ def load_dataset(name, root=None):
     mean, std = mean_and_std(name, files, x_train, x_test)
     found = (len(x_train), len(x_test), len(classes), x_train.shape[1])
     raw = b"".join(array.tobytes() for array in (x_train, x_test, y_train, y_test))
+    raw += repr((x_train.shape, [str(label) for label in classes])).encode()  # where test begins
     dataset = Dataset(
         name=name,
         length=x_train.shape[1],
@@ -470,10 +473,13 @@ def load_dataset(name, root=None):
 
 
 def resolve_dataset(name):
-    """The one place where the name of a dataset becomes a path: absolute where it is one."""
+    """The one place where the name of a dataset becomes a path: absolute where it is one.
+
+    A link keeps its own name, not that of what it points to.
+    """
     name = str(name)  # of a Path too
     if name.endswith(".npz") or "/" in name or os.sep in name or name in (".", ".."):
-        return str(Path(name).expanduser().resolve())
+        return os.path.abspath(os.path.expanduser(name))
     return name
 
 
@@ -533,9 +539,15 @@ def index_labels(name, files, words_train, words_test):
 
     Numbers where all of them are numbers ("1" and "1.0" are one class), else words.
     """
+    for file, words in zip(files, (words_train, words_test), strict=True):
+        for row, word in enumerate(words, 1):
+            if word.lower() in ("", "nan", "none", "?"):
+                raise InputError(
+                    f"{name}: {file}, series {row} has label {word!r}, which stands for a missing "
+                    "one; fill it in, or call the class something else"
+                )
     labels = [[parse_label(word) for word in words] for words in (words_train, words_test)]
-    # A mixture of numbers and words is words. "nan" is a missing number, refused below.
-    if any(isinstance(label, str) and label != "nan" for label in labels[0] + labels[1]):
+    if any(isinstance(label, str) for label in labels[0] + labels[1]):  # a mixture is words
         labels = [words_train, words_test]
     classes = sorted(set(labels[0]), key=lambda label: (isinstance(label, str), label))
     if len(classes) == len(words_train) > 2:
@@ -547,11 +559,6 @@ def index_labels(name, files, words_train, words_test):
     one_class = len(classes) < 2  # then the loop refuses the first series, with this message
     for file, split in zip(files, labels, strict=True):
         for row, label in enumerate(split, 1):
-            if str(label).lower() in ("", "nan", "none", "?"):
-                raise InputError(
-                    f"{name}: {file}, series {row} has label {label!r}, which stands for a missing "
-                    "one; fill it in, or call the class something else"
-                )
             if one_class or label not in index:
                 shown = classes if len(classes) <= 10 else [*classes[:10], "..."]
                 raise InputError(
@@ -615,8 +622,6 @@ def warn_of_codes_for_missing(name, files, x_train, x_test):
         row, column = np.unravel_index(np.abs(x - median).argmax(), x.shape)
         extreme = x[row, column]
         others = x_train[x_train != extreme]
-        if len(others) == 0:
-            continue
         off = np.abs(others - np.median(others))
         typical = np.percentile(off, 90) or off.max()  # most may be one constant
         is_usual_code = abs(extreme) in (999, 9999, 99999, 999999)
@@ -718,7 +723,7 @@ def find_files(name, root=None):
                 f".txt) and {folder.name}_TEST in it"
             )
         return files
-    root = Path(root or os.environ.get("UCR_DIR") or "datasets").expanduser()
+    root = Path(os.path.expanduser(root or os.environ.get("UCR_DIR") or "datasets"))
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise InputError(
             f"dataset {name!r}: should be toy, a UCR name, the path of a folder, or one that ends "
@@ -775,13 +780,14 @@ def read_split(path):
         lines = list(enumerate(file, 1))
     labelled = True
     header = None  # the text of a first line that is no series
+    columns = None  # of the header
     if path.suffix == ".ts":
         lines, labelled = skip_ts_header(path, lines)
     rows, labels = [], []
     for number, line in lines:
-        line = line.lstrip(" ").rstrip()  # a tab in front is an empty cell
+        line = line.strip(" \r\n")  # a tab in front or behind is an empty cell
         comment = not rows and line.startswith("# ")  # numpy.savetxt writes its header so
-        if not line or comment:
+        if not line.strip() or comment:
             continue
         where = f"{path}, row {number}"
         if re.search("[\udc80-\udcff]", line):  # what surrogateescape makes of other bytes
@@ -794,8 +800,14 @@ def read_split(path):
                 raise InputError(f"{where}: the header once more; remove it")
             if header is None and not rows and is_header(cells):
                 header = line
+                columns = len(cells)
                 labelled = find_label_column(where, path.suffix, cells)
                 continue
+            if columns and len(cells) != columns:
+                raise InputError(
+                    f"{where}: {len(cells)} cells under a header of {columns}; mend it, or the "
+                    "header (R: row.names=FALSE)"
+                )
             label = cells.pop(0) if labelled else None
         values = read_values(where, cells)
         if rows and len(values) != len(rows[0]):
@@ -814,6 +826,7 @@ def read_split(path):
 # Cells of a table that hold no number, in lower case.
 MISSING = ("", "?", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "missing", "-", "--", ".")
 LABEL_COLUMNS = ("label", "labels", "class", "y", "target")
+csv.field_size_limit(2**31 - 1)  # else a long line with another separator ends in a traceback
 SEPARATORS = {".tsv": ("tabs", "\t"), ".csv": ("commas", ","), ".txt": ("blanks", None)}
 
 
@@ -838,12 +851,13 @@ def is_header(cells):
     """Is the first line of a table, split into cells, a header and not a series?
 
     A word among numbers makes none: it is a value that is wrong. Numbers make one where they count
-    the columns, as pandas names them, or stand in even steps behind a name for the label.
+    the columns, as pandas names them, or rise behind a name for the label, as times do: label,0.0,
+    0.5,1.0. Behind y, which may be a class too, they have to rise in even steps.
     """
     first, rest = parse_label(cells[0]), [parse_label(cell) for cell in cells[1:]]
     no_names = (*MISSING, "inf", "-inf")
     names = [cell for cell in rest if isinstance(cell, str) and cell.lower() not in no_names]
-    if first == "" or len(names) > len(rest) / 2:  # label,t0,t1
+    if len(names) > len(rest) / 2:  # label,t0,t1
         return True
     if names:
         return any(name.lower() in LABEL_COLUMNS for name in names)  # 0,1,2,label
@@ -852,8 +866,9 @@ def is_header(cells):
     counts = rest in (list(range(len(rest))), list(range(1, len(rest) + 1)))
     if counts and len(rest) > 3:  # activity,0,1,2,3
         return True
-    in_steps = not any(isinstance(cell, str) for cell in rest) and is_ramp(rest)
-    return first.lower() in LABEL_COLUMNS and in_steps  # label,0.0,0.5,1.0
+    if first.lower() not in LABEL_COLUMNS or any(isinstance(cell, str) for cell in rest):
+        return False
+    return is_ramp(rest) if first.lower() == "y" else bool((np.diff(rest) > 0).all())
 
 
 def find_label_column(where, suffix, header):
@@ -868,8 +883,10 @@ def find_label_column(where, suffix, header):
     for place, name in enumerate(names, 1):
         if name in LABEL_COLUMNS:
             raise InputError(f"{where}: column {place} is called {name}; put it first")
-    if suffix != ".csv":
-        return True  # these always have the label first
+    if suffix != ".csv":  # the others always have the label first
+        if not any(isinstance(parse_label(name), str) for name in header[1:]):
+            warn(f"{where}: read as a header, not as a series of class {header[0]}")
+        return True
 
     def stem(name):  # of t0, t1, ...
         return name.rstrip("0123456789.")
@@ -926,7 +943,10 @@ def split_ts_line(where, line, labelled):
     channels = line.split(":")
     label = channels.pop().strip().strip('"') if labelled else None
     if not channels:
-        raise InputError(f"{where}: no label after a colon, as the header promises")
+        raise InputError(
+            f"{where}: no label after a colon; where there are none the header says @classLabel "
+            "false"
+        )
     if len(channels) > 1:
         raise InputError(f"{where}: {len(channels)} channels; one is read")
     return channels[0].split(","), label
@@ -953,10 +973,9 @@ def _fetch(url, folder):
     """Put the file behind a URL into a folder, of a zip both splits."""
     request = urllib.request.Request(url, headers={"User-Agent": "ncvqvae"})
     with urllib.request.urlopen(request, timeout=60) as reply:
-        body = reply.read()
-        missing = reply.length  # bytes that were announced and did not come
-        if reply.status != 200 or missing:  # a 202 has no content
-            raise InputError(f"answered {reply.status}, {len(body)} bytes, {missing} missing")
+        body = reply.read()  # raises where bytes are missing
+        if reply.status != 200:  # a 202 has no content
+            raise InputError(f"answered {reply.status}, {len(body)} bytes")
     if not url.endswith(".zip"):
         (folder / Path(url).name).write_bytes(body)
         return
@@ -993,9 +1012,10 @@ def download_dataset(name, root):
                     os.replace(file, place / file.name)
                 return
             except Exception as error:  # hosts, zips and disks fail in many ways
-                reasons.append(f"{host}: {first_line(error)}")
+                reasons.append(f"{host}: {first_line(error).replace(staging + os.sep, '')}")
     raise InputError(
-        f"{name}: not in {root} and no mirror has it ({'; '.join(reasons)}). Get it from "
+        f"{name}: not in {root}, and no mirror has it as this program reads it: series of one "
+        f"length without gaps ({'; '.join(reasons)}). Get it from "
         "www.cs.ucr.edu/~eamonn/time_series_data_2018 (password: someone), put "
         f"{name}_TRAIN.tsv and {name}_TEST.tsv into {place}/"
     )
@@ -1022,7 +1042,7 @@ def amplitude_resize(x, generator=None, std=0.2):
 
 
 def window_warp(x, generator=None, window=0.4, low=0.9, high=2.0):
-    """Slow a random window by a factor s ~ U[low, high], interpolate back to length L. §5.1.1.
+    """Stretch a random window to s ~ U[low, high] times its length, then all to L. §5.1.1.
 
     The window [a, a + w] becomes s w long, so sample i of x moves to place
         tau(i) = i before the window, a + s (i - a) in it, i + (s - 1) w after it.
@@ -1145,19 +1165,22 @@ def run_command(main):
                 "requirements.txt, or use run.sh, which does"
             )
         main()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a reader that left is caught
     except BrokenPipeError:  # who read our table left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except OSError as error:
         sys.exit(f"{error.filename or 'disk'}: cannot be read or written ({error.strerror})")
-    except (MemoryError, RuntimeError) as error:  # torch's text says memory, of CPU and of GPU
+    except (MemoryError, RuntimeError) as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        if "memory" not in text.lower():
+        of_memory = ("out of memory", "not enough memory", "can't allocate memory")  # torch's words
+        if isinstance(error, RuntimeError) and not any(w in text.lower() for w in of_memory):
             raise
         sys.exit(f"{text}; make a batch or a width smaller")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        sys.exit("interrupted; run the same command again, and it goes on")
 
 
 def pick_device(precision="float32"):
@@ -1209,6 +1232,9 @@ def write_atomic(path, write):
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise InputError(f"{path}: cannot be written ({error}); what was there is intact") from None
+    except KeyboardInterrupt:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path, value):
@@ -1260,7 +1286,7 @@ def output_path(path):
     """The Path of --out; refuses to write over a file that is not ours, or a run's own."""
     if not path.endswith(".npz"):
         raise InputError(f"--out {path}: should end in .npz")
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.exists():
         if (path.parent / "config.json").exists():
             raise InputError(f"--out {path}: is a file of that run; name another")
@@ -1318,12 +1344,13 @@ def finished_metrics(run_dir, config, dataset):
     if not path.exists():
         return None
     metrics = read_json(path)
-    stages = metrics.get("stages", 0)
-    both_have_stage2 = stages == 2 and config.stages == 2
-    wanted = config.settings_of("metrics" if both_have_stage2 else "stage1")
-    wanted["sha256"] = dataset.sha256
-    check_same(path, metrics.get("config") or {}, wanted)
-    return metrics if stages >= config.stages else None
+    with errors_naming(path):
+        stages = metrics.get("stages", 0)
+        both_have_stage2 = stages == 2 and config.stages == 2
+        wanted = config.settings_of("metrics" if both_have_stage2 else "stage1")
+        wanted["sha256"] = dataset.sha256
+        check_same(path, metrics.get("config") or {}, wanted)
+        return metrics if stages >= config.stages else None
 
 
 def refuse_unknown_fields(path, values):
@@ -1337,7 +1364,7 @@ def refuse_unknown_fields(path, values):
 
 
 def check_same(path, saved, wanted):
-    """Refuse a file made with other settings or data, naming what differs.
+    """Refuse a file made with other settings or data, naming the first that differs.
 
     A setting that the file lacks did not exist when it was made: today's default stands for it.
     """
@@ -1564,7 +1591,8 @@ class Training:
         state = self.model.state_dict()
         state = {name: v.cpu() for name, v in state.items() if "projector" not in name}
         self._write(path, state, state=state, **extra)
-        self.resume_path.unlink(missing_ok=True)
+        for left in (self.resume_path, Path(f"{self.resume_path}.tmp")):  # .tmp: of a kill
+            left.unlink(missing_ok=True)
 
     def _write(self, path, weights, **content):
         """Write content, identity, step and seconds.
@@ -1590,12 +1618,19 @@ class Training:
             dropout=torch.get_rng_state(),  # a CPU's
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             order=self.row_order,
+            device=self.device.type,
         )
         self.saved = time.time()
 
     def _resume(self):
         state = load_checkpoint(self.resume_path)
-        with errors_naming(self.resume_path):  # of another device type, perhaps
+        with errors_naming(self.resume_path):
+            before, now = state.get("device", self.device.type), self.device.type
+            if before != now:  # another generator of random numbers
+                raise InputError(
+                    f"{self.resume_path}: interrupted on {before}, this is {now}; go on there "
+                    f"(DEVICE={before}), or remove it to start anew"
+                )
             check_same(self.resume_path, state["identity"], self.identity)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -226,6 +226,9 @@ def test_an_interrupted_training_takes_no_step_twice(tmp_path, monkeypatch):
             train()
         (resume,) = (tmp_path / "own").rglob(f"{name}.resume.pt")
         saved = data.load_checkpoint(resume)
+        torch.save(saved | dict(device="cuda"), resume)
+        with pytest.raises(InputError, match=r"resume.pt: interrupted on cuda, this is cpu; go on"):
+            train()
         torch.save(saved | dict(seconds=saved["seconds"] + 1000), resume)
         stop[0] = None
         train()
@@ -328,6 +331,33 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path):
     )
     assert torch.equal(data.load_checkpoint(path)["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["good.pt"]
+
+
+def test_nothing_half_written_is_left_behind(tmp_path):
+    def interrupted(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        data.write_atomic(tmp_path / "x.pt", interrupted)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "stage1.resume.pt.tmp").write_bytes(b"half")  # by a process that was killed
+    linear_training(tmp_path, torch.nn.Linear(1, 1)).finish(tmp_path / "stage1.pt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "stage1.pt"]
+
+
+def test_a_reader_that_left_is_no_error():
+    code = "import data; data.run_command(lambda: print(1))"
+    done = subprocess.run(
+        f"set -o pipefail; {sys.executable} -c '{code}' | true",
+        shell=True,
+        executable="/bin/bash",
+        cwd=HERE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_second_process_on_a_run_folder_is_refused(tmp_path):
@@ -527,8 +557,9 @@ def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys
             SystemExit, match="(memory|MemoryError: ).*; make a batch or a width smaller"
         ):
             data.run_command(main)
-    with pytest.raises(RuntimeError, match="bug"):  # ours stay visible
-        data.run_command(lambda: (_ for _ in ()).throw(RuntimeError("bug")))
+    for bug in ("bug", "CUDA error: an illegal memory access was encountered"):  # stay visible
+        with pytest.raises(RuntimeError, match=bug):
+            data.run_command(lambda bug=bug: (_ for _ in ()).throw(RuntimeError(bug)))
     for device in ("meta", "foo", "mps", "cuda:7"):
         monkeypatch.setenv("DEVICE", device)
         with pytest.raises(InputError, match=f"DEVICE={device}: cannot be used"):

@@ -261,7 +261,13 @@ def test_the_digest_tells_every_change_of_the_series_and_labels_of_both_splits(t
         changed[3] = changed[4]
         path = npz(tmp_path / "own.npz", **own | {name: changed})
         digests.add(data.load_dataset(path).sha256)
-    assert len(digests) == 5
+    every, words = np.concatenate([x, x + 1]), np.concatenate([y, y])
+    for cut in (3, 6, 9):  # where the test split begins
+        of = dict(X_train=every[:cut], X_test=every[cut:], y_train=words[:cut], y_test=words[cut:])
+        digests.add(data.load_dataset(npz(tmp_path / "own.npz", **of)).sha256)
+    renamed = own | {name: np.char.add(own[name], "!") for name in ("y_train", "y_test")}
+    digests.add(data.load_dataset(npz(tmp_path / "own.npz", **renamed)).sha256)
+    assert len(digests) == 8
 
 
 @pytest.mark.parametrize(
@@ -285,6 +291,15 @@ def test_the_digest_tells_every_change_of_the_series_and_labels_of_both_splits(t
                 y_test=[1, 2, np.nan],
             ),
             "test, series 3 has label 'nan'",
+        ),
+        (
+            dict(
+                X_train=np.ones((3, 9)),
+                X_test=np.ones((3, 9)),
+                y_train=[1.0, 2.0, 1.0],
+                y_test=["1", "2", "?"],  # the missing one is named, not series 1
+            ),
+            "test, series 3 has label '\\?'",
         ),
         (
             dict(X_train=np.full((3, 9), np.nan), X_test=np.ones((3, 9))),
@@ -349,6 +364,10 @@ def test_own_data_as_a_csv_a_split(tmp_path, header, labelled):
         ('"","V1","V2"\n"1",1,2\n', "row 1: its first column has no name: an index"),
         ("1;0,5;0,7\n", "row 1: semicolons; .csv has commas, and points"),
         ("1,0,NA\n", "row 1: value 2 is missing"),
+        (
+            '"label","t0","t1"\n"1",a,1,2\n',
+            "row 2: 4 cells under a header of 3; mend it, or the header",
+        ),
     ],
 )
 def test_what_other_programs_write_is_refused_by_its_reason(tmp_path, text, message):
@@ -530,6 +549,11 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
     )
     assert (fast.stage1_epochs, fast.stage1_steps) == (3, 0)
     assert (fast.stage2_steps, fast.stage1_lr) == (7, 3e-3)
+    parser = data.Parser()
+    data.add_flags(parser)
+    best = dataclasses.asdict(Config(**data.PRESETS["best"]))
+    for words, steps in (([], 20), (["--preset", "fast"], 10), (["--preset", "thesis"], 10)):
+        assert data.make_config(parser.parse_args(words), best).decode_steps == steps
     for words, message in (
         (["--zeta"], "expected one argument"),
         (["--zet", "1"], "unrecognized"),
@@ -671,7 +695,12 @@ def table(path, first=None, labels="aba", separator=","):
 @pytest.mark.parametrize("suffix,separator", [(".csv", ","), (".tsv", "\t"), (".txt", " ")])
 @pytest.mark.parametrize(
     "header",
-    ["label 0 1 2 3 4 5 6 7", "label 1 2 3 4 5 6 7 8", "y 0.0 0.5 1.0 1.5 2.0 2.5 3.0 3.5"],
+    [
+        "label 0 1 2 3 4 5 6 7",
+        "label 1 2 3 4 5 6 7 8",
+        "y 0.0 0.5 1.0 1.5 2.0 2.5 3.0 3.5",
+        "label 0.0 0.333 0.667 1.0 1.333 1.667 2.0 2.333",  # rounded, so not in even steps
+    ],
 )
 def test_a_header_of_numbers_is_no_series(tmp_path, suffix, separator, header, capsys):
     path = table(tmp_path / f"x{suffix}", header.replace(" ", separator), separator=separator)
@@ -684,6 +713,8 @@ def test_a_header_whose_first_column_is_another_name_says_how_it_is_read(tmp_pat
         table(tmp_path / "x.tsv", "activity\t" + "\t".join("01234567"), separator="\t")
     )
     assert x.tolist() == SERIES and labels == list("aba")  # a .tsv has labels
+    said = capsys.readouterr().err
+    assert "x.tsv, row 1: read as a header, not as a series of class activity" in said
     header = "activity,t0,t1,t2,t3,t4,t5,t6,t7"
     with pytest.raises(InputError, match="row 2: could not convert string to float: 'a'"):
         data.read_split(table(tmp_path / "x.csv", header))
@@ -725,6 +756,8 @@ def test_a_wrong_value_makes_no_header_of_the_first_line(tmp_path, cell):
         ("x.txt", "1, 2, 3\n", "row 1: expects blanks between values"),
         ("x.tsv", "1 2 3\n", "row 1: expects tabs between values"),
         ("x.csv", "label,t0,t1\na,1,2\nlabel,t0,t1\nb,2,3\n", "row 3: the header once more"),
+        ("x.tsv", "1 2 3 " * 30000, "row 1: expects tabs between values"),
+        ("x.tsv", "1\t1\t2\t\n1\t1\t2\t3\n", "row 1: value 3 is missing"),
     ],
 )
 def test_separators_and_titles_are_said(tmp_path, name, text, message):
@@ -752,6 +785,11 @@ def test_a_first_line_in_even_steps_is_asked_about(tmp_path, capsys):
     assert "the first series rises in even steps, no other does" in capsys.readouterr().err
     data.read_split(table(tmp_path / "x.csv", labels="121"))
     assert not capsys.readouterr().err
+
+
+def test_a_class_called_y_keeps_its_first_series(tmp_path):
+    path = table(tmp_path / "x.csv", "y,1,2,4,8,16,32,64,128", labels="yny")
+    assert data.read_split(path)[1] == list("yyny")
 
 
 def test_both_splits_are_read_in_one_format(tmp_path, capsys):
@@ -805,6 +843,8 @@ def test_labels_with_blanks_are_one_class_and_a_missing_one_is_said(tmp_path):
     assert load("walk", "walk ", "run", "run").classes == ["run", "walk"]
     with pytest.raises(InputError, match="series 2 has label 'none', which stands for a missing"):
         load("mild", "none", "mild", "severe")
+    (tmp_path / "x.csv").write_text(",1,5,2\na,3,4,5\n")  # no header: it is refused by its row
+    assert data.read_split(tmp_path / "x.csv")[1] == ["", "a"]
 
 
 def test_samples_of_other_units_are_asked_about(tmp_path, capsys):
@@ -866,7 +906,16 @@ def test_output_files_replace_files_of_ours_alone_and_none_of_a_run(tmp_path, mo
 def test_numbers_of_numpy_and_paths_are_settings_too(tmp_path):
     config = Config(seed=np.int64(3), stage1_lr=np.float64(0.5), dataset="toy")
     assert type(config.seed) is int and config == Config(seed=3, stage1_lr=0.5)
+    assert str(Config(fcn_weight_decay=0).settings_of("fcn")["fcn_weight_decay"]) == "0.0"
     assert data.load_dataset(Path(own_data(tmp_path))).length == 31
+
+
+def test_a_link_to_data_has_the_name_of_the_link(tmp_path):
+    (tmp_path / "link.npz").symlink_to(own_data(tmp_path, name="3f8a"))
+    (tmp_path / "3f8a.npz").rename(tmp_path / "3f8a")
+    assert data.load_dataset(tmp_path / "link.npz").name == "link"
+    with pytest.raises(InputError, match="~nosuchuser/x.npz: no such file"):
+        data.load_dataset("~nosuchuser/x.npz")
 
 
 def test_a_folder_of_a_run_elsewhere_keeps_its_own_classifier(tmp_path):
