@@ -1,10 +1,10 @@
-"""Runs compared with each other: headline.md, samples.md, presets.md, departures.md, ablation.md,
+r"""Runs compared with each other: headline.md, samples.md, presets.md, departures.md, ablation.md,
 and the small tables of results/README.md.
 
 `python -m benchmarks.tables --export results/` writes them. The runs of the ablation (§6.3):
 
     for zeta in 0.05 0.15 0.2; do
-        OUT=runs/ablation/zeta=$zeta bash run.sh TwoPatterns barlow,vibcreg warp,slice 1 \\
+        OUT=runs/ablation/zeta=$zeta bash run.sh TwoPatterns barlow,vibcreg warp,slice 1 \
             --preset fast --precision bf16 --stages 1 --zeta $zeta
     done
 """
@@ -344,8 +344,8 @@ def beside(cells, one, other):
                 continue
             who = [dataset, "-".join(model)]
             which = ", ".join(map(str, seeds))
-            ours = means_over(seeds, first[model])
-            theirs = means_over(seeds, second[model])
+            ours = means_over(seeds, first[model], second[model])
+            theirs = means_over(seeds, second[model], first[model])
             lines.append([*who, one, which, *map(shown, ours.values())])
             lines.append([*who, other, which, *map(shown, theirs.values())])
             both = {key: cells[key] for key in ((dataset, one), (dataset, other))}
@@ -358,9 +358,17 @@ def beside(cells, one, other):
     return markdown(columns, lines) if lines else ""
 
 
-def means_over(seeds, runs, metrics=SCORES):
-    """{metric: (mean, n)} over those seeds, of the metrics and minutes."""
-    chosen = {seed: runs[seed] | {"minutes": minutes(runs[seed])} for seed in seeds}
+def means_over(seeds, runs, others=None, metrics=SCORES):
+    """{metric: (mean, n)} over those seeds, of the metrics and minutes.
+
+    Of stage 1 alone where a run, or that of the seed in others, has no more.
+    """
+    chosen = {}
+    for seed in seeds:
+        row = runs[seed]
+        if "none" in (row["later_settings"], (others or runs)[seed]["later_settings"]):
+            row = row | dict.fromkeys(LATER)
+        chosen[seed] = row | {"minutes": minutes(row)}
     return {metric: mean(chosen, metric) for metric in (*metrics, "minutes")}
 
 
@@ -381,6 +389,8 @@ def changes(cells, dataset, ours, theirs):
             texts.append(f"{before / after:.2f} times as fast")
         else:
             std = noise(cells, dataset, metric)
+            if metric in BY_CLASSIFIER and ours["fid_floor"] != theirs["fid_floor"]:
+                std = None  # two classifiers
             texts.append(f"{after - before:+.3f}{star(after - before, n, m, std)}")
     return texts
 
@@ -457,8 +467,6 @@ def departure_cells(rows, without, having, column, pattern):
         model = (row["method"], plain["augmentation"])
         cells = found.setdefault(words, {})
         for name, run in ((without, other), (having, row)):
-            if row["later_settings"] == "none":  # stage 1 is what both have
-                run = run | dict.fromkeys(LATER)
             models = cells.setdefault((row["dataset"], name), {})
             models.setdefault(model, {})[row["seed"]] = run
     return found
@@ -519,7 +527,7 @@ def samples(rows):
             continue
         for key in sorted(here, key=lambda key: (SAMPLE_MODELS.index(key[3]), *key[1:3])):
             _, preset, bands, model = key
-            means = means_over(here[key], here[key], SAMPLE_SCORES)
+            means = means_over(here[key], here[key], metrics=SAMPLE_SCORES)
             counts = ", ".join(map(str, sorted(here[key])))
             line = [dataset, "-".join(model), preset, bands, counts]
             lines.append(line + [shown(value) for value in means.values()])

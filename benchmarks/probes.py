@@ -217,21 +217,12 @@ def shares_text(train, test, drawn):
 
 
 def main():
+    commands = {"train_mode": command_train_mode, "cas": command_cas, "parts": command_parts}
     parser = Parser(description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    train_mode = commands.add_parser("train_mode", help="probe in train mode, into probe.json")
-    train_mode.add_argument("run_dirs", nargs="+")
-    cas = commands.add_parser("cas", help="CAS by the thesis' schedule, into probe.json")
-    cas.add_argument("run_dirs", nargs="+")
-    parts_of = commands.add_parser("parts", help="print where samples lose")
-    parts_of.add_argument("folders", nargs="+", help="folders of runs")
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("folders", nargs="+", help="finished runs; for parts folders of runs")
     args = parser.parse_args()
-    if args.command == "train_mode":
-        command_train_mode(args.run_dirs)
-    elif args.command == "cas":
-        command_cas(args.run_dirs)
-    else:
-        command_parts(args.folders)
+    commands[args.command](args.folders)
 
 
 if __name__ == "__main__":

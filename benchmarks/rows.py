@@ -57,7 +57,6 @@ LOWER_IS_BETTER = {*RECON, "fid"}
 # Hang on the FCN and its schedule: not to be compared with published ones (ledger 15, 34).
 BY_CLASSIFIER = {"fid", "is", "cas", "cas_on_recon"}
 
-STAGES = ("stage1", "stage2", "fcn", "cas")
 SETTINGS = ("stage1_settings", "later_settings")  # what differs from the thesis, as text
 TEXT = (
     "dataset",
@@ -70,15 +69,7 @@ TEXT = (
     "commit",
     "date",
 )
-COLUMNS = (
-    *TEXT[:3],
-    "seed",
-    *METRICS,
-    *PROBES,
-    *THESIS_CAS,
-    *(f"{stage}_{unit}" for stage in STAGES for unit in ("epochs", "steps")),
-    *TEXT[3:],
-)
+COLUMNS = (*TEXT[:3], "seed", *METRICS, *PROBES, *THESIS_CAS, *TEXT[3:])
 IDENTITY = ("dataset", "method", "augmentation", "seed", *SETTINGS)
 
 
@@ -132,13 +123,8 @@ def read_run(run_dir):
         row[name] = start.get(name)
     row["date"] = start.get("time", "")[:10]
     row["stage1_settings"], row["later_settings"] = settings(config)
-    stages = STAGES
     if metrics["stages"] == 1:
         row["later_settings"] = "none"
-        stages = ("stage1",)
-    for stage in stages:
-        unit = "steps" if getattr(config, f"{stage}_steps") else "epochs"  # steps replace epochs
-        row[f"{stage}_{unit}"] = getattr(config, f"{stage}_{unit}")
     if all(getattr(config, name) == getattr(Config, name) for name in OF_CAS):
         row["cas_thesis"] = row["cas"]  # its own is by the thesis' schedule
     return row | read_probes(run_dir)
@@ -208,20 +194,26 @@ def export_log(run_dir, path):
 
 def read_rows(path):
     """The rows of a runs.csv as find_runs makes them, without run_dir; [] where there is none."""
+    rows = read_csv(path, TEXT)
+    return [dict.fromkeys(COLUMNS) | row for row in rows]  # a file of before may lack some
+
+
+def read_csv(path, text):
+    """The rows of a file of write_csv, dicts; [] where there is none. text: columns of text."""
     if not Path(path).exists():
         return []
     rows = []
     with open(path, newline="") as file:
-        for texts in csv.DictReader(file):
-            row = dict.fromkeys(COLUMNS)  # a file of before may lack some
-            for name, text in texts.items():
-                row[name] = text if name in TEXT else from_cell(text)
+        for cells in csv.DictReader(file):
+            row = {}
+            for name, cell in cells.items():
+                row[name] = cell if name in text else from_cell(cell)
             rows.append(row)
     return rows
 
 
 def from_cell(text):
-    """A cell of runs.csv that is not TEXT: None, True or False, an int or a float."""
+    """A cell that is not text: None, True or False, an int or a float."""
     words = {"": None, "True": True, "False": False}
     if text in words:
         return words[text]
@@ -260,8 +252,8 @@ def schedules():
             values = PRESETS[preset] | {"precision": precision}
             words_of[settings(Config(**values))] = f"{preset}, {precision}"
             if preset != "thesis":
-                for earlier in (before, long_before):
-                    words = f"{preset}, {precision}{NO_WARMUP}"
+                for edition, earlier in ((NO_WARMUP, before), (EARLIER, long_before)):
+                    words = f"{preset}, {precision}{edition}"
                     words_of[settings(Config(**values | earlier))] = words
         shorter = Config(precision=precision, cas_epochs=100)
         words_of[settings(shorter)] = f"thesis, {precision}"
@@ -312,8 +304,6 @@ def grid(rows):
         if row["later_settings"] == "none":
             without_classifier.append((row, model, words))
             continue
-        if not words.startswith("thesis") and "steps_per_class" not in row["later_settings"]:
-            words = words.replace(NO_WARMUP, EARLIER)
         models = cells.setdefault((row["dataset"], words), {})
         models.setdefault(model, {})[row["seed"]] = row
     for row, model, words in without_classifier:
@@ -393,8 +383,8 @@ PUBLISHED = read_published()
 NOISE = (
     "\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n and m seeds that have "
     "the metric, the std being the root mean square of the published models' stds over seeds; for "
-    "our FID, IS and CAS, which hang on our classifier, of our own by the same schedule, where a "
-    "model has two seeds."
+    "our FID, IS and CAS, which hang on our classifier, of our own by the same schedule, where "
+    "four models have two seeds."
 )
 
 
@@ -415,6 +405,8 @@ def pooled_std(dataset, metric):
 def noise(cells, dataset, metric):
     """Std over seeds: the published models' pooled one; of FID, IS, CAS our own. None: unknown.
 
+    Of fewer than four models with two seeds it says little.
+
     cells: those of the schedules that are compared, as another's classifiers have another noise.
     """
     if metric not in BY_CLASSIFIER:
@@ -425,7 +417,7 @@ def noise(cells, dataset, metric):
             values = values_of(runs, metric)
             if name == dataset and len(values) > 1:
                 variances.append(statistics.variance(values))
-    return math.sqrt(statistics.mean(variances)) if variances else None
+    return math.sqrt(statistics.mean(variances)) if len(variances) >= 4 else None
 
 
 def noise_bound(std, n=1, m=1):

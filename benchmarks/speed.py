@@ -1,13 +1,11 @@
-"""How long a step takes, against the same model in plain PyTorch.
+"""How long a step takes: one band against two, and stage 2 and sampling by each preset.
 
-    python -m benchmarks.speed           # stage 1 against textbook PyTorch, 10 minutes, 2 CPU cores
     python -m benchmarks.speed --bands   # one and two bands at the same length
     python -m benchmarks.speed --priors  # stage 2 and sampling by each preset
 
 Each measurement runs in a process of its own (its peak memory is its own), times are medians of 20
-steps after 3, and what is compared is compared within one run, with nothing else running.
-`textbook`: one view at a time through the projector, P x P matrices in the losses, contiguous
-layout, AdamW unfused, glibc's own allocation, float32.
+steps after 3 (of sampling, of 3), and what is compared is compared within one run, with nothing
+else running.
 """
 
 import argparse
@@ -20,7 +18,6 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.rows import markdown
 from data import (
@@ -35,11 +32,9 @@ from data import (
     steps_per_epoch,
     use_fast_layout,
 )
-from ncvqvae import NCVQVAE, pool
+from ncvqvae import NCVQVAE
 from prior import Prior, band_losses, make_optimizers, mask_tokens, sample
 
-SHAPES = {"FordA": (128, 500, 32), "SonyAIBORobotSurface1": (20, 70, 8)}  # B, L, latent width
-PRECISIONS = ("float32", "bf16")
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}  # as run.sh sets it
 DEVICE = pick_device()
 
@@ -57,50 +52,6 @@ def seconds(step, repeats=20):
 
 
 # ---------------------------------------------------------------------------------------------
-# The textbook variant
-# ---------------------------------------------------------------------------------------------
-
-
-def unit(z):
-    """Each feature centred over the batch, of length 1: (B, P) -> (B, P)."""
-    centred = z - z.mean(0)
-    return centred / centred.norm(dim=0)
-
-
-def off_diagonal(c):
-    """Sum of the squares off the diagonal of c (P, P)."""
-    mask = ~torch.eye(len(c), dtype=torch.bool, device=c.device)
-    return c.masked_select(mask).square().sum()
-
-
-def textbook_barlow(z1, z2, lambd=0.005):
-    """ncvqvae.barlow_twins_loss with the matrix C of eq. 3.7."""
-    c = unit(z1).T @ unit(z2)  # (P, P)
-    return (1 - torch.diagonal(c)).square().sum() + lambd * off_diagonal(c)
-
-
-def textbook_vibcreg(z1, z2, similarity=25.0, variance=25.0, covariance=100.0):
-    """ncvqvae.vibcreg_loss with the matrices C of eq. 3.12."""
-    loss = similarity * F.mse_loss(z1, z2)
-    for z in (z1, z2):
-        c = unit(z).T @ unit(z)  # (P, P)
-        loss = loss + variance * F.relu(1 - torch.sqrt(z.var(0) + 1e-4)).mean()
-        loss = loss + covariance * off_diagonal(c) / len(c) ** 2
-    return loss
-
-
-class Textbook(NCVQVAE):
-    """The model with one view at a time through the projector and textbook losses."""
-
-    def ssl_loss(self, latents, latents_aug):
-        (p1,) = self.projector(pool(latents[0]))
-        (p2,) = self.projector(pool(latents_aug[0]))
-        if self.config.method == "barlow":
-            return textbook_barlow(p1, p2) / self.config.projector_dim
-        return 0.01 * textbook_vibcreg(p1, p2)
-
-
-# ---------------------------------------------------------------------------------------------
 # What one process measures
 # ---------------------------------------------------------------------------------------------
 
@@ -111,22 +62,20 @@ def random_walks(B, L):
     return ((x - x.mean()) / x.std()).to(DEVICE)
 
 
-def measure_stage1(method, B, L, latent_width, precision="float32", textbook=False, bands=1):
+def measure_stage1(method, B, L, bands):
     """A step of stage 1."""
     torch.manual_seed(0)
     config = Config(
         method=method,
         augmentation="none" if method == "naive" else "slice",
-        latent_width=latent_width,
-        precision=precision,
+        precision="bf16",
         bands=bands,
     )
     x = random_walks(B, L)
     generator = torch.Generator(DEVICE).manual_seed(0)
-    model = (Textbook if textbook else NCVQVAE)(config, L).to(DEVICE).train()
-    if not textbook:
-        use_fast_layout(model)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=not textbook)
+    model = NCVQVAE(config, L).to(DEVICE).train()
+    use_fast_layout(model)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step():
         x_aug = None if method == "naive" else slice_and_shuffle(x, generator)
@@ -194,11 +143,8 @@ MEASURES = {"stage1": measure_stage1, "stage2": measure_stage2, "prior": measure
 
 def run(kind, **arguments):
     """What measure_KIND(**arguments) returns, and peak_gb, of a process of its own."""
-    environment = dict(os.environ)
-    if not arguments.get("textbook"):
-        environment |= KEEP
     command = [sys.executable, "-m", "benchmarks.speed", "--one", kind, json.dumps(arguments)]
-    done = subprocess.run(command, env=environment, text=True, capture_output=True)
+    done = subprocess.run(command, env=os.environ | KEEP, text=True, capture_output=True)
     if done.returncode:
         raise InputError(f"{kind} {arguments}: {done.stderr[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -209,33 +155,13 @@ def run(kind, **arguments):
 # ---------------------------------------------------------------------------------------------
 
 
-def report():
-    """Steps of stage 1 against the textbook variant, in both precisions."""
-    print("### A stage-1 step against the same model in textbook PyTorch (float32)\n")
-    lines = []
-    for shape, (B, L, latent_width) in SHAPES.items():
-        for method in ("naive", "barlow", "vibcreg"):
-            spec = {"method": method, "B": B, "L": L, "latent_width": latent_width}
-            textbook = run("stage1", **spec, textbook=True)
-            line = [f"{shape}, {method}", f"{textbook['seconds'] * 1e3:.0f}"]
-            peaks = [f"{textbook['peak_gb']:.2f}"]
-            for precision in PRECISIONS:
-                ours = run("stage1", **spec, precision=precision)
-                times_as_fast = textbook["seconds"] / ours["seconds"]
-                line.append(f"{ours['seconds'] * 1e3:.0f} ({times_as_fast:.2f} x)")
-                peaks.append(f"{ours['peak_gb']:.2f}")
-            lines.append([*line, " / ".join(peaks)])
-    columns = ["shape, method", "textbook ms", "float32 ms", "bf16 ms", "peak GB"]
-    print(markdown(columns, lines))
-
-
 def report_bands():
     """Steps a second and peak memory of one band and of two, batch 128 in stage 1, 64 after."""
     print("### One band and two: steps a second (peak GB), bf16\n")
     lines = []
     for L in (128, 512):
         for method in ("naive", "vibcreg"):
-            spec = {"method": method, "B": 128, "L": L, "latent_width": 8, "precision": "bf16"}
+            spec = {"method": method, "B": 128, "L": L}
             one = run("stage1", bands=1, **spec)
             two = run("stage1", bands=2, **spec)
             lines.append(bands_row(f"stage 1, {method}, length {L}", one, two))
@@ -279,9 +205,10 @@ def report_priors():
 
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--bands", action="store_true", help="one band against two")
-    parser.add_argument("--priors", action="store_true", help="stage 2 by each preset")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--bands", action="store_true", help="one band against two")
+    what.add_argument("--priors", action="store_true", help="stage 2 by each preset")
+    what.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         kind, arguments = args.one
@@ -290,12 +217,7 @@ def main():
         return
     date = time.strftime("%Y-%m-%d")
     print(f"{processor(DEVICE)}, torch {torch.__version__}, {date}.\n")
-    if args.bands:
-        report_bands()
-    elif args.priors:
-        report_priors()
-    else:
-        report()
+    (report_bands if args.bands else report_priors)()
 
 
 if __name__ == "__main__":

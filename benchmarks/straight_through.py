@@ -2,10 +2,10 @@
 
     python -m benchmarks.straight_through runs/straight RUN ... > results/straight_through.md
 
-Takes any finished runs. z + (z_q - z).detach() is z_q but for rounding: positions that share a code
-no longer share a maximum to the last bit, so max pooling sends its gradient to another one of them.
-That stage 1 is trained and probed below the first folder, with the settings of each run. Finished
-ones are skipped.
+Takes finished runs of data with labels. z + (z_q - z).detach() is z_q but for rounding: positions
+that share a code no longer share a maximum to the last bit, so max pooling sends its gradient to
+another one of them. That stage 1 is trained and probed below the first folder, with the settings of
+each run. Finished ones are skipped.
 """
 
 import sys

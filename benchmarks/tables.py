@@ -1,6 +1,5 @@
 """Thesis Tables 6.1 to 6.7, README's table and those of the thesis' questions, from finished runs.
 
-    python -m benchmarks.tables runs/                     # Tables 6.1 to 6.7 of these runs
     python -m benchmarks.tables runs/ --export results/   # merged into runs.csv, logs/; then
                                                           # every table there, README's
 
@@ -19,10 +18,8 @@ from benchmarks.rows import (
     NAIVE,
     between,
     export,
-    find_runs,
     grid,
     in_order,
-    is_whole,
     judged,
     markdown,
     mean,
@@ -31,13 +28,11 @@ from benchmarks.rows import (
     pooled_std,
     published,
     read_rows,
-    schedule,
-    schedules,
     star,
     values_of,
     write_text,
 )
-from data import THESIS_SETS, Parser, run_command, warn
+from data import THESIS_SETS, Parser, run_command
 
 # Heading, metric, mean or best over the seeds.
 THESIS_TABLES = (
@@ -89,20 +84,6 @@ counts. Minutes are of runs that drew samples.
             text += table(heading, found, metric, "mean")
         text += minutes_table(found)
     return text
-
-
-def other_settings(rows):
-    """{(dataset, settings): {model: runs}} of the runs that are in no cell of the grid."""
-    words_of = schedules()
-    cells = {}
-    for row in rows:
-        model = (row["method"], row["augmentation"])
-        in_grid = schedule(row, words_of) and row["dataset"] in THESIS_SETS
-        if model in MODELS and is_whole(row) and not in_grid:
-            words = f"{row['stage1_settings']}; then {row['later_settings']}"
-            models = cells.setdefault((row["dataset"], words), {})
-            models.setdefault(model, {})[row["seed"]] = row
-    return cells
 
 
 def table(heading, found, metric, kind):
@@ -163,10 +144,10 @@ def minutes_table(found):
         for model in MODELS:
             spent = []
             for row in models.get(model, {}).values():
+                total += minutes(row)
                 if row["later_settings"] != "none":  # all stages
                     spent.append(minutes(row))
                     processors.add(row["processor"] or "not logged")
-            total += sum(spent)
             line.append(f"{statistics.mean(spent):.0f}" if spent else "")
         if processors:
             lines.append([*line, "; ".join(sorted(processors))])
@@ -175,7 +156,7 @@ def minutes_table(found):
     columns = ["dataset", *map(" ".join, MODELS), "processor"]
     return (
         f"\n### Minutes of a run, the other core busy too\n\n{markdown(columns, lines)}\n"
-        f"All runs together: {total / 60:.1f} hours.\n"
+        f"All runs together, those of stage 1 alone too: {total / 60:.1f} hours.\n"
     )
 
 
@@ -260,16 +241,10 @@ def main():
         "--export",
         metavar="DIR",
         type=Path,
+        required=True,
         help="merge the runs into DIR/runs.csv and make every table from it",
     )
     args = parser.parse_args()
-    if not args.export:
-        rows = find_runs(args.folders)
-        print(thesis_tables(grid(rows) | other_settings(rows)))
-        incomplete = sorted({row["dataset"] for row in rows if not is_whole(row)})
-        if incomplete:
-            warn(f"{', '.join(incomplete)}: left out, the data is incomplete")
-        return
     if args.folders:
         export(args.folders, args.export)
     write_tables(args.export)

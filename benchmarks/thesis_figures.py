@@ -44,8 +44,8 @@ LABELS = {
     "recon_train_mode_last_batch": "recon as published\n(ledger 12, 13)",
     "knn": "KNN accuracy",
     "svm": "SVM accuracy",
-    "fid": "FID",
-    "is": "IS",
+    "fid": "FID\n(ledger 15)",
+    "is": "IS\n(ledger 15)",
     "cas_thesis": "CAS as published\n(ledger 34)",
     "ssl": "SSL loss",
 }
@@ -85,13 +85,13 @@ def panels(count, **shared):
     return figure, axes.flat[:count]
 
 
-def name_models(figure, models=MODELS, with_published=True):
-    """One legend for all panels: a model a marker, ours filled, published hollow."""
+def name_models(figure, models=MODELS, hollow=None):
+    """One legend for all panels: a model a marker; what hollow ones stand for, where there are."""
     entries = [(words(model), look(model)) for model in models]
-    if with_published:
+    if hollow:
         grey = {"color": "0.5", "marker": "o"}
         entries.append(("ours, a seed each", grey))
-        entries.append(("published, mean ± std of four", grey | {"mfc": "none"}))
+        entries.append((hollow, grey | {"mfc": "none"}))
     handles = []
     for label, style in entries:
         handles.append(Line2D([], [], ls="", ms=5, label=label, **style))
@@ -124,8 +124,10 @@ def set_names(cells, metric, separator="\n"):
 def scores(cells, metrics):
     """A panel a metric, a group a dataset: each seed of each model beside the published mean.
 
-    Figures 6.1, 6.3, 6.9, 6.10.
+    Metrics that no run has are left out. Figures 6.1, 6.3, 6.9, 6.10.
     """
+    rows = [row for *_, row in runs_of(cells)]
+    metrics = [metric for metric in metrics if any(row[metric] is not None for row in rows)]
     size = (max(10, 1.2 * len(cells)), 1 + 2.3 * len(metrics))
     figure, axes = new_figure(len(metrics), 1, figsize=size, sharex=True, squeeze=False)
     for axis, metric in zip(axes[:, 0], metrics, strict=True):
@@ -144,7 +146,7 @@ def scores(cells, metrics):
         axis.grid(axis="y", lw=0.3)
     names = [name.replace("Robot", "-\nRobot") for name in set_names(cells, metrics[0])]
     axes[-1, 0].set_xticklabels(names, fontsize=7)
-    name_models(figure)
+    name_models(figure, hollow="published, mean ± std of four")
     return figure
 
 
@@ -205,7 +207,7 @@ def curves(results, cells, key, label, methods=COLOURS):
         plain_numbers(axis)
         axis.set(xlabel="optimiser step", ylabel=label)
     shown = [model for model in MODELS if model[0] in methods]
-    name_models(figure, shown, with_published=False)
+    name_models(figure, shown)
     return figure
 
 
@@ -239,7 +241,7 @@ def against(cells, x_of, x_metric, y_metric, with_published=True):
         axis.set(xlabel=LABELS[x_metric], ylabel=LABELS[y_metric])
         axis.locator_params(axis="x", nbins=5)
     shown = [model for model in MODELS if with_published or model in drawn]
-    name_models(figure, shown, with_published)
+    name_models(figure, shown, "published, mean of four" if with_published else None)
     return figure
 
 
@@ -268,7 +270,7 @@ def zeta(swept):
             axes[row, 0].set(ylabel=LABELS[metric])
         axes[0, column].set(title=dataset)
         axes[2, column].set(xlabel="ζ")
-    name_models(figure, [model for model in MODELS if model in {who[1:3] for who in swept}], False)
+    name_models(figure, [model for model in MODELS if model in {who[1:3] for who in swept}])
     return figure
 
 
@@ -286,7 +288,7 @@ def costs(cells):
         count = sum(parameter.numel() for parameter in built.parameters()) / 1e6
         right.bar(method, count, color=COLOURS[method])
         right.annotate(f"{count:.1f}", (method, count), ha="center", va="bottom")
-    right.set(title="Parameters in training, length 128", ylabel="millions")
+    right.set(title="Parameters in training, thesis' settings, length 128", ylabel="millions")
     return figure
 
 

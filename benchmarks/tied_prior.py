@@ -2,9 +2,9 @@
 
     python -m benchmarks.tied_prior runs/tied runs/Symbols/naive-none/seed1 > results/ledger.md
 
-Takes any finished runs. The tied prior, which the published naive model has (there with a bias a
-position), is trained and scored below the first folder, with the settings and the classifier of
-each run. Finished ones are skipped.
+Takes finished runs with samples and labels. The tied prior, which the published naive model has
+(there with a bias a position), is trained and scored below the first folder, with the settings and
+the classifier of each run. Finished ones are skipped.
 """
 
 import shutil
