@@ -253,7 +253,7 @@ def higher_fid(found):
     known = [d for d in chosen if d.noise_known]
     text = f"FID is higher than naive's for {len(higher)} of {len(chosen)} models"
     if not known:
-        return f"{text}, by one seed each: its noise is not known.\n"
+        return f"{text}. Its noise is not known: no set has four models with two seeds.\n"
     return (
         f"{text}. Of the {len(known)} whose noise is known it is higher beyond noise for "
         f"{len(beyond)}, lower for {len(lower)}.\n"
