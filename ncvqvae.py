@@ -583,8 +583,10 @@ class NCVQVAE(nn.Module):
         which = torch.randint(nearest.shape[1], (B,), generator=generator, device=device)
         row = nearest[torch.arange(B, device=device), which]  # (B,) one of the five
         amplitudes = self.amplitudes[row]  # (B, L // 2 + 1)
-        angles = torch.rand(amplitudes.shape, generator=generator, device=device)
-        spectrum = torch.polar(amplitudes, 2 * math.pi * angles)
+        turns = torch.rand(amplitudes.shape, generator=generator, device=device)
+        real = [0, -1] if self.length % 2 == 0 else [0]  # where a spectrum is real: a sign alone
+        turns[:, real] = turns[:, real].round() / 2
+        spectrum = torch.polar(amplitudes, 2 * math.pi * turns)
         noise = torch.fft.irfft(spectrum, self.length)  # (B, L)
         bins = torch.arange(self.relative_power.shape[1], device=device)[:, None]  # (H, 1)
         gain = self.relative_power[self.codes_of_bins(tokens), bins].sqrt()  # (B, H, W)
@@ -719,8 +721,9 @@ def train_stage1(run_dir, config, dataset=None):
         optimizer.step()
         training.step_done(loss, **terms)
 
-        fewest_codes = len(model.bands)  # one in each band
-        if training.is_logged_step and len(tokens.unique()) == fewest_codes:
+        of_bands = tokens.split(model.sizes, 1)
+        may_collapse = training.is_logged_step and config.n_codes > 1
+        if may_collapse and any(len(ids.unique()) == 1 for ids in of_bands):
             warn(
                 f"step {training.step}: the codebook collapsed to one code; try another --seed or "
                 "a smaller --stage1-lr"

@@ -239,6 +239,9 @@ def train_stage2(run_dir, config=None, dataset=None):
     test_tokens = tokens_of_split(stage1, dataset.x_test.to(device))
     test_labels = dataset.y_test.to(device)
 
+    if dataset.classes and config.class_dropout in (0, 1):
+        what = "no class" if config.class_dropout == 0 else "a class"
+        warn(f"--class-dropout {config.class_dropout}: samples of {what} are not learnt")
     torch.manual_seed(config.seed)
     prior = Prior(config, stage1.codebook(), stage1.sizes, len(dataset.classes)).to(device)
     optimizers = make_optimizers(prior, config)
@@ -278,7 +281,7 @@ def train_stage2(run_dir, config=None, dataset=None):
             # With a generator of its own: training's draws stay as they are (Fig. 6.11).
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
             prior.train()
-    training.finish(path, data=dataset.info())
+    training.finish(path, data=dataset.info(), codebook=stage1.codebook().cpu())
     return load_prior(run_dir, stage1, config, dataset)[0]
 
 
@@ -294,6 +297,9 @@ def load_prior(run_dir, stage1, config=None, dataset=None):
     n_classes = len(checkpoint["data"]["classes"])
     prior = Prior(made_with, stage1.codebook(), stage1.sizes, n_classes)
     rename_older_layers(checkpoint)
+    codebook = stage1.codebook().cpu()
+    if not torch.equal(checkpoint.get("codebook", codebook), codebook):  # older files have none
+        raise InputError(f"{path}: made on the tokens of another stage1.pt; remove it")
     return ready(prior, checkpoint, path, made_with.precision), checkpoint
 
 

@@ -50,6 +50,7 @@ from evaluate import (
     nearest_neighbour_ratio,
     precision_recall_density_coverage,
     probe,
+    reconstructions,
 )
 from ncvqvae import encode_split, train_stage1
 from prior import class_proportions, load_stage2, sample, train_stage2
@@ -302,7 +303,8 @@ def stage1(trial):
 def stage2(trial):
     """A prior, judged by samples of its classes, with CAS, and of none."""
     run, models, minutes = trial.prior(trial.title)
-    x_hat = encode_split(models[1], trial.dataset.x_test)["x_hat"]
+    encoded = encode_split(models[1], trial.dataset.x_test)
+    x_hat = reconstructions(models[1], encoded, trial.config())
     for how in ((10, 4, 1), (20, 4, 1), (20, 4, 2)):
         x, labels, row = draw(trial, models, "class", how)
         yield row | cas_of(x, labels, trial, run, x_hat) | {"minutes": minutes}

@@ -922,6 +922,7 @@ def test_a_folder_of_a_run_elsewhere_keeps_its_own_classifier(tmp_path):
     out = tmp_path.resolve()
     assert evaluate.shared_folder(out / "own/naive-none/seed12") == out / "own"
     assert evaluate.shared_folder(out / "own/scored/x") == out / "own"
+    assert evaluate.shared_folder(out / "seed1") == out / "seed1"  # nothing above it is ours
     assert evaluate.shared_folder(out / "myrun") == out / "myrun"
 
 
