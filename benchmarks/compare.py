@@ -598,6 +598,14 @@ def ablation_cells(rows):
     return dict(sorted(found.items()))
 
 
+def stage1_words(settings):
+    """The first schedule that has these settings of stage 1, or, in lack of one, the settings."""
+    for (first, _), words in schedules().items():
+        if first == settings:
+            return words
+    return settings
+
+
 def ablation(rows):
     """ablation.md: the weights of eq. 4.5, whose eta is a factor here."""
     text = (
@@ -605,9 +613,6 @@ def ablation(rows):
         f"difference from it: {NOISE}\n\n"
     )
     found = ablation_cells(rows)
-    words_of = {}  # stage 1's settings: the first schedule that has them
-    for (first, _), words in schedules().items():
-        words_of.setdefault(first, words)
     for name, weights in SWEEPS.items():
         lines = []
         for (dataset, method, augmentation, others), runs_of in found.items():
@@ -615,8 +620,7 @@ def ablation(rows):
             if not swept:
                 continue
             for metric in ("recon", "knn", "svm"):
-                stage1 = words_of.get(others, others)
-                who = [dataset, f"{method}-{augmentation}", stage1, metric]
+                who = [dataset, f"{method}-{augmentation}", stage1_words(others), metric]
                 lines.append(who + ablation_line(dataset, name, metric, runs_of))
         columns = ["dataset", "model", "stage 1", "metric"]
         for weight in weights:

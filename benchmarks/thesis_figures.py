@@ -17,7 +17,7 @@ import torch
 from matplotlib import ticker
 from matplotlib.lines import Line2D
 
-from benchmarks.compare import SWEEPS, ablation_cells
+from benchmarks.compare import SWEEPS, ablation_cells, stage1_words
 from benchmarks.rows import (
     FAST,
     LOWER_IS_BETTER,
@@ -268,7 +268,7 @@ def zeta(swept):
             means = [mean(runs_at["zeta", weight], metric)[0] for weight in weights]
             axes[row, column].plot(weights, means, ms=4, **look((method, augmentation)))
             axes[row, 0].set(ylabel=LABELS[metric])
-        axes[0, column].set(title=dataset)
+        axes[0, column].set(title=f"{dataset}, {without_precision(stage1_words(others))}")
         axes[2, column].set(xlabel="ζ")
     name_models(figure, [model for model in MODELS if model in {who[1:3] for who in swept}])
     return figure
