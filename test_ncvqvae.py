@@ -2786,3 +2786,264 @@ def test_every_piece_of_the_copy_table_runs_in_an_empty_file(tmp_path):
         [sys.executable, "-I", "-c", code, *files], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+# ---- training by hand, and lines that nothing above would miss ----
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-3}
+
+
+def test_stage_1_trains_as_a_loop_by_hand(tmp_path):
+    own = own_data(tmp_path)
+    config = tiny_config(
+        dataset=own, method="vibcreg", augmentation="gauss", seed=7, stage1_steps=3, stage1_batch=10
+    )
+    model, x = ncvqvae.train_stage1(tmp_path / "r", config), data.load_dataset(own).x_train
+    torch.manual_seed(7)
+    twin, g = NCVQVAE(config, 31).train(), generator(7)
+    ncvqvae.use_fast_layout(twin)
+    optimizer = torch.optim.AdamW(twin.parameters(), weight_decay=1e-5, fused=True)
+    for step, rows in enumerate(torch.randperm(24, generator=g).split(10)):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 + math.cos(math.pi * step / 3)) / 2
+        optimizer.zero_grad()
+        twin(x[rows], data.augment(x[rows], "gauss", g))[0].backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[name], msg=name, **CLOSE)
+
+
+def test_stage_2_trains_as_a_loop_by_hand(tmp_path):
+    own = own_data(tmp_path)
+    config = tiny_config(
+        dataset=own,
+        seed=7,
+        stage1_steps=1,
+        stage2_steps=3,
+        stage2_batch=10,
+        stage2_lr=0.01,
+        optimizer="muon",
+    )
+    d, stage1 = data.load_dataset(own), ncvqvae.train_stage1(tmp_path / "r", config)
+    ours, t = prior.train_stage2(tmp_path / "r"), stage1.tokens(d.x_train)
+    torch.manual_seed(7)
+    twin, g = Prior(config, stage1.codebook(), stage1.sizes, 3), generator(7)
+    optimizers = prior.make_optimizers(twin, config)
+    for step, rows in enumerate(torch.randperm(24, generator=g).split(10)):
+        mask = prior.mask_tokens(t[rows], g)
+        y = torch.where(torch.rand(len(rows), generator=g) < 0.2, 3, d.y_train[rows])
+        twin.zero_grad()
+        prior.masked_cross_entropy(twin(t[rows], mask, y), t[rows], mask).backward()
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / 3)) / 2
+            optimizer.step()
+    for (name, a), b in zip(ours.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name, **CLOSE)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("method", ["barlow", "vibcreg"])
+def test_the_gradient_is_that_of_eq_4_5(method, views):
+    model = tiny_model(
+        method=method, augmentation="slice", views=views, zeta=0.3, beta=0.7, eta=2.0, **WEIGHTS
+    ).train()
+    x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
+    twin = copy.deepcopy(model)
+    model(x, x_aug)[0].backward()
+    (u, z), (u_aug, z_aug) = twin.encode(x), twin.encode(x_aug)
+    z_q, _, commitment = twin.quantize(z)
+    (u_hat, x_hat), (u_aug_hat, x_aug_hat) = twin.decode(z_q), twin.decode(z_aug)
+    loss = F.mse_loss(x_hat, x) + F.mse_loss(u_hat, u) + 0.7 * commitment
+    loss = loss + (views == 1) * 0.3 * (F.mse_loss(x_aug_hat, x_aug) + F.mse_loss(u_aug_hat, u_aug))
+    p = twin.projector(*(ncvqvae.pool(v[0]) for v in (z_q if views == 1 else z, z_aug)))
+    (loss + 2.0 * scaled_ssl_loss(method, *p)).backward()
+    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name, atol=1e-5, rtol=1e-3)
+
+
+def test_vibcreg_alone_is_whitened():
+    for method in ("barlow", "vibcreg"):
+        model = tiny_model(method=method, augmentation="slice").train()
+        (p,) = model.projector(draw(99, 32, dtype=torch.float32))
+        assert (p.mean(0).abs().max().item() < 1e-4) == (method == "vibcreg")  # IterNorm centres
+
+
+def test_texture_is_of_train_residuals(tmp_path):
+    own = own_data(tmp_path)
+    model = ncvqvae.train_stage1(tmp_path / "r", tiny_config(dataset=own, stage1_steps=3))
+    x = data.load_dataset(own).x_train
+    residuals = x - ncvqvae.encode_split(model, x)["x_hat"]
+    expected = torch.fft.rfft(residuals[torch.randperm(24, generator=generator(0))]).abs()
+    torch.testing.assert_close(model.amplitudes, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_texture_has_mean_0_everywhere_and_five_sources(monkeypatch):
+    tokens = torch.zeros(400, 20, dtype=torch.int64)
+    model = with_texture(monkeypatch, draw(400, 128, dtype=torch.float32), lambda _: tokens)
+    assert model.texture(tokens, generator()).mean(0).abs().max() < 0.3  # 6 standard errors
+    model.averages = torch.arange(9.0)[:, None] + torch.zeros(9, 16)
+    model.amplitudes = 100 * F.one_hot(10 + 5 * torch.arange(9), 65).float()
+    model.relative_power = torch.ones(32, 5)
+    peaks = torch.fft.rfft(model.texture(tokens, generator())).abs().argmax(1)
+    assert len(peaks.unique()) == 5
+
+
+def test_relative_power_is_of_the_codes_of_each_bin(monkeypatch):
+    residuals = draw(60, 128, dtype=torch.float32)
+    tokens = torch.randint(0, 3, (60, 20), generator=generator())
+    model = with_texture(monkeypatch, residuals, lambda _: tokens)
+    power = ncvqvae.stft(residuals).square().sum(1)
+    power, codes = power / power.mean(2, keepdim=True), model.codes_of_bins(tokens)
+    for h, median in enumerate((0.4549, *[math.log(2)] * 3, 0.4549)):
+        for k in range(3):
+            expected = power[:, h][codes[:, h] == k].median() / median
+            torch.testing.assert_close(model.relative_power[k, h], expected)
+
+
+def test_as_many_are_drawn_as_large_splits_have(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        evaluate,
+        "sample",
+        lambda p, s, labels, *_: asked.append(labels) or torch.zeros(len(labels), 8),
+    )
+    p = torch.nn.Linear(1, 1)
+    p.no_class, y = 2, torch.arange(1200) % 2
+    d = data.Dataset("x", 8, 0.0, 1.0, [0, 1], True, "", None, y, torch.zeros(300, 8), y[:300])
+    drawn = evaluate.draw_samples(p, None, d, Config())
+    assert (len(drawn["generated"]), len(drawn["conditional"])) == (300, 1200)
+    assert [torch.bincount(labels).tolist() for labels in asked] == [[0, 0, 300], [600, 600]]
+
+
+def test_the_prior_loss_of_more_than_a_batch_is_a_mean_over_tokens():
+    p, y = tiny_prior().eval(), torch.arange(600) % 3
+    t = torch.randint(0, 7, (600, 10), generator=generator())
+    mask = prior.mask_tokens(t, generator(0))
+    expected = prior.masked_cross_entropy(p(t, mask, y), t, mask).item()
+    assert prior.prior_loss(p, t, y) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_gap_of_two_bands_leaves_what_is_known():
+    p, y = banded_prior(), torch.tensor([0, 1, 2, 1])
+    t = torch.cat(
+        [
+            torch.randint(0, 5, (4, 3), generator=generator()),
+            torch.randint(5, 10, (4, 8), generator=generator(1)),
+        ],
+        1,
+    )
+    mask = torch.rand(4, 11, generator=generator(2)) < 0.5
+    out = prior.iterative_decode(p, y, generator(), 3, tokens=t, mask=mask)
+    assert torch.equal(out[~mask], t[~mask]) and not torch.equal(out[mask], t[mask])
+
+
+def test_drawn_tokens_are_of_the_series_of_their_labels(tmp_path, monkeypatch):
+    seen, losses = [], prior.band_losses
+    monkeypatch.setattr(
+        prior, "band_losses", lambda p, t, m, y, *a: seen.append((t, y)) or losses(p, t, m, y, *a)
+    )
+    own = own_data(tmp_path)
+    config = tiny_config(
+        dataset=own,
+        stage1_steps=30,
+        stage2_steps=3,
+        stage2_batch=10,
+        token_temperature=1e-9,
+        class_dropout=0.0,
+        validate_epochs=0,
+    )
+    stage1, d = ncvqvae.train_stage1(tmp_path / "r", config), data.load_dataset(own)
+    prior.train_stage2(tmp_path / "r")
+    rows = {
+        tuple(t): y
+        for t, y in zip(stage1.tokens(d.x_train).tolist(), d.y_train.tolist(), strict=True)
+    }
+    assert len(rows) == 24 and all(
+        rows[tuple(t)] == y
+        for ts, ys in seen
+        for t, y in zip(ts.tolist(), ys.tolist(), strict=True)
+    )
+
+
+def test_dropout_is_on_both_things_that_a_block_adds():
+    block, h = prior.Block(32, 2, 1, 1.0).train(), draw(3, 7, 32, dtype=torch.float32)
+    assert torch.equal(block(h), h)
+
+
+def test_defaults_are_those_of_the_thesis():
+    """§5.1.1, Table 5.1."""
+    thesis = dict(
+        stage1_epochs=1000,
+        stage1_batch=128,
+        stage1_lr=1e-3,
+        stage1_weight_decay=1e-5,
+        n_fft=8,
+        width=64,
+        n_codes=32,
+        ema_decay=0.9,
+        beta=1.0,
+        eta=1.0,
+        zeta=0.1,
+        barlow_lambda=0.005,
+        similarity_weight=25.0,
+        variance_weight=25.0,
+        covariance_weight=100.0,
+        projector_dim=4096,
+        stage2_epochs=1000,
+        stage2_batch=256,
+        stage2_lr=1e-3,
+        stage2_weight_decay=1e-5,
+        prior_hidden=256,
+        prior_layers=4,
+        prior_heads=2,
+        prior_ff_ratio=1,
+        class_dropout=0.2,
+        decode_steps=10,
+        choice_temperature=4.0,
+        guidance=1.0,
+        fcn_epochs=1000,
+        fcn_batch=256,
+        fcn_lr=1e-3,
+    )
+    assert {name: getattr(Config(), name) for name in thesis} == thesis
+
+
+def test_epochs_of_every_stage_win_over_the_presets_steps():
+    parser = data.Parser()
+    data.add_flags(parser)
+    for stage in ("stage1", "stage2", "fcn", "cas"):
+        config = data.make_config(parser.parse_args(["--preset", "fast", f"--{stage}-epochs", "3"]))
+        assert (getattr(config, f"{stage}_epochs"), getattr(config, f"{stage}_steps")) == (3, 0), (
+            stage
+        )
+
+
+def test_figures_show_the_series_and_classes_they_name(monkeypatch):
+    x, y = draw(40, 20, dtype=torch.float32), torch.arange(40) % 3
+    own = data.Dataset("own", 20, 5.0, 2.0, [0, 1, 2], True, "", x, y, x, y)
+    figure, _ = evaluate.draw_reconstructions(own, x + 1)
+    for axis in figure.axes:
+        real, made = (line.get_ydata() for line in axis.lines)
+        i = int(axis.get_title().split()[-1]) - 1
+        np.testing.assert_allclose([real, made], [x[i] * 2 + 5, x[i] * 2 + 7], rtol=1e-5)
+    shown = []
+    monkeypatch.setattr(
+        evaluate, "scatter_classes", lambda axis, points, y, classes: shown.append((points, y))
+    )
+    evaluate.draw_latents(own, 100 * F.one_hot(y, 16).float() + x[:, :16])
+    for points, labels in shown:
+        for k in range(3):
+            assert points[labels == k].std(0).max() < 0.2 * points.std(0).max()
+
+
+def test_codes_start_at_the_scale_of_z():
+    torch.manual_seed(0)
+    q = ncvqvae.VectorQuantizer(64, 64)
+    assert q.codebook.std().item() == pytest.approx(1, abs=0.05)
+    p = Prior(Config(), q.codebook, [200], 30)
+    assert all(v.std().item() == pytest.approx(1, abs=0.1) for v in (p.positions, p.classes.weight))
+
+
+def test_the_toy_set_has_noise_of_a_fifth():
+    d = data.load_dataset("toy")
+    clean = data.two_patterns(1000, 64, 0, noise=0.0)[0].numpy()
+    assert (d.to_original(d.x_train) - clean).std() == pytest.approx(0.2, abs=0.005)
