@@ -349,7 +349,8 @@ def make_config(args, start=None, **fixed):
     values = dict(start or {})
     if args.preset or not start:
         toy = given.get("dataset", Config.dataset) == "toy"
-        values |= {name: getattr(Config, name) for name in PRESETS["best"]}  # the thesis' values
+        for name in itertools.chain(*PRESETS.values()):
+            values[name] = getattr(Config, name)  # the thesis' value
         values |= PRESETS[args.preset or ("toy" if toy else "thesis")]
     for stage in ("stage1", "stage2", "fcn", "cas"):
         if f"{stage}_epochs" in given:
@@ -1229,12 +1230,10 @@ def write_atomic(path, write):
             os.fsync(file.fileno())  # on the disk before it gets its name
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
+        raise InputError(f"{path}: cannot be written ({error}); what was there is intact") from None
+    finally:  # whatever stopped it; gone already where it has its name
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise InputError(f"{path}: cannot be written ({error}); what was there is intact") from None
-    except KeyboardInterrupt:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path, value):

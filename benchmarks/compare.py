@@ -619,9 +619,9 @@ def ablation(rows):
             swept = any(key == name and weight != THESIS_WEIGHTS[name] for key, weight in runs_of)
             if not swept:
                 continue
+            who = [dataset, f"{method}-{augmentation}", stage1_words(others)]
             for metric in ("recon", "knn", "svm"):
-                who = [dataset, f"{method}-{augmentation}", stage1_words(others), metric]
-                lines.append(who + ablation_line(dataset, name, metric, runs_of))
+                lines.append([*who, metric] + ablation_line(dataset, name, metric, runs_of))
         columns = ["dataset", "model", "stage 1", "metric"]
         for weight in weights:
             columns.append(f"**{weight:g}**" if weight == THESIS_WEIGHTS[name] else f"{weight:g}")
