@@ -417,25 +417,50 @@ hang on their classifiers, which `thesis` trains longer.
     return text
 
 
-# Heading; what a run without and one with it is called; the column that says so, and how.
+@dataclass(frozen=True)
+class Departure:
+    """One thing in which runs differ, and how a run's row says that it has it.
+
+    column holds text that matches pattern; with `plain` in its place the row is that of a run
+    `without`.
+    """
+
+    heading: str
+    without: str
+    having: str
+    column: str
+    pattern: str
+    plain: str = ""
+
+
 DEPARTURES = (
-    (
+    Departure(
         "The zeroed tail of the published views (ledger 18)",
         "view as it is",
         "zeroed tail",
         "augmentation",
         r"\+roundtrip$",
     ),
-    (
+    Departure(
         "The naive prior's random embedding and loss on all tokens (ledger 7, 11)",
         "codebook, masked",
         "random, all",
         "later_settings",
         r"(embedding|loss_on)=\S+ ?",
     ),
-    ("Two views", "one view", "two views", "stage1_settings", r"views=2 ?"),
-    ("Two bands", "one band", "two bands", "stage1_settings", r"bands=2 ?"),
-    ("Warm-up (ledger 37)", "no warm-up", "warm-up", "stage1_settings", r"stage1_warmup=\d+ ?"),
+    Departure("Two views", "one view", "two views", "stage1_settings", r"views=2 ?"),
+    Departure("Two bands", "one band", "two bands", "stage1_settings", r"bands=2 ?"),
+    Departure(
+        "Steps of stage 1",
+        "800 steps",
+        "3,200 steps",
+        "stage1_settings",
+        r"stage1_steps=3200",
+        "stage1_steps=800",
+    ),
+    Departure(
+        "Warm-up (ledger 37)", "no warm-up", "warm-up", "stage1_settings", r"stage1_warmup=\d+ ?"
+    ),
 )
 
 
@@ -446,27 +471,28 @@ def departures(rows):
 Means over the seeds that both have; nothing was published for two views.
 {NOISE}
 """
-    for heading, without, having, column, pattern in DEPARTURES:
-        found = departure_cells(rows, without, having, column, pattern)
+    for departure in DEPARTURES:
+        found = departure_cells(rows, departure)
         for words, cells in sorted(found.items()):
-            table = beside(dict(sorted(cells.items())), without, having)
-            text += f"\n## {heading}: {words}\n\n{table}"
+            table = beside(dict(sorted(cells.items())), departure.without, departure.having)
+            text += f"\n## {departure.heading}: {words}\n\n{table}"
     return text
 
 
-def departure_cells(rows, without, having, column, pattern):
-    """{schedule: cells} of runs whose column has the pattern, and of those that differ in it."""
+def departure_cells(rows, departure):
+    """{schedule: cells} of runs that have a departure, and of those that differ in it alone."""
     words_of = schedules()
+    column = departure.column
     found = {}
     for row in rows:
-        plain = row | {column: re.sub(pattern, "", row[column]).strip()}
+        plain = row | {column: re.sub(departure.pattern, departure.plain, row[column]).strip()}
         words = schedule(plain, words_of)
         other = counterpart(plain, rows)
         if plain == row or not words or not other:
             continue
         model = (row["method"], plain["augmentation"])
         cells = found.setdefault(words, {})
-        for name, run in ((without, other), (having, row)):
+        for name, run in ((departure.without, other), (departure.having, row)):
             models = cells.setdefault((row["dataset"], name), {})
             models.setdefault(model, {})[row["seed"]] = run
     return found

@@ -34,6 +34,7 @@ from evaluate import (
     frechet_distance,
     inception_score,
     probe,
+    reconstructions,
     shared_folder,
     train_fcn,
 )
@@ -155,10 +156,11 @@ def parts(run_dir):
     _, p = classify(fcn, unconditional)
     shares = [share(dataset.y_train), share(dataset.y_test), share(p.argmax(1))]
     real, _ = classify(fcn, dataset.x_test)  # features
+    encoded_test = encode_split(model, dataset.x_test)
     scores = []
     for x, labels in (
         (dataset.x_test, dataset.y_test),
-        (encode_split(model, dataset.x_test)["x_hat"], dataset.y_test),
+        (reconstructions(model, encoded_test, config), dataset.y_test),
         (conditional, y),
     ):
         features, p = classify(fcn, x)

@@ -440,6 +440,8 @@ def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
 
 def test_departures_stand_beside_runs_that_differ_in_nothing_else():
     first, later = "precision=bf16", "cas_epochs=100"
+    fast, of_fast = settings(Config(**data.PRESETS["fast"], precision="bf16"))
+    longer = fast.replace("stage1_steps=800", "stage1_steps=3200")
     rows = [
         row_of("barlow-gauss", 1, recon=9.0),
         row_of("barlow-gauss", 1, first, later, recon=0.1, fid=0.1),
@@ -453,10 +455,13 @@ def test_departures_stand_beside_runs_that_differ_in_nothing_else():
         row_of("naive-none", 1, first, f"embedding=random loss_on=all {later}", recon=0.4, fid=0.4),
         row_of("barlow-jitter", 1, f"views=2 {first}", dataset="own", recon=0.6),
         row_of("barlow-jitter", 1, first, later, dataset="own", recon=0.8, fid=0.5),
+        row_of("barlow-warp", 1, fast, of_fast, dataset="own", recon=0.8, fid=0.5),
+        row_of("barlow-warp", 1, longer, "none", dataset="own", recon=0.2),
     ]
+    text = compare.departures(rows)
     found = [
         [cell.strip() for cell in line.split("|")[2:9]]
-        for line in compare.departures(rows).splitlines()
+        for line in text.splitlines()
         if line.startswith(("| S", "| own"))
     ]
     assert found == [
@@ -471,7 +476,11 @@ def test_departures_stand_beside_runs_that_differ_in_nothing_else():
         ["barlow-jitter", "one view", "1", "0.800", "", "", ""],
         ["barlow-jitter", "two views", "1", "0.600", "", "", ""],
         ["barlow-jitter", "difference", "", "-0.200", "", "", ""],
+        ["barlow-warp", "800 steps", "1", "0.800", "", "", ""],
+        ["barlow-warp", "3,200 steps", "1", "0.200", "", "", ""],
+        ["barlow-warp", "difference", "", "-0.600", "", "", ""],
     ]
+    assert "## Steps of stage 1: fast, bf16\n" in text
 
 
 def test_samples_of_presets_and_bands_stand_above_what_was_published():
