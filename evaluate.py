@@ -88,10 +88,10 @@ SHOWN = (
     "nn_ratio",
 )
 # Keys that are always in metrics.json, None where it was not measured; `config`, `stages` and,
-# where one was trained, `classifier` stand beside them. nn_ratio: how near samples lie to train
-# series. fid_floor, is_real, cas_real, coverage_real: what real series score; fid_recon: what
-# reconstructions do. cas_on_recon: what the classifier behind CAS scores on reconstructed test
-# series.
+# where samples of labelled data were scored, `classifier` stand beside them. nn_ratio: how near
+# samples lie to train series. fid_floor, is_real, cas_real, coverage_real: what real series score;
+# fid_recon: what reconstructions do. cas_on_recon: what the classifier behind CAS scores on
+# reconstructed test series.
 METRICS = (
     *SHOWN,
     "recon_time",
@@ -181,8 +181,8 @@ def train_fcn(x, y, n_classes, config, folder, name):
     """Train an FCN on x (n, L), y (n,) in 0..K-1 -> FCN in eval mode, and its Training.
 
     AdamW, cosine, the last step's weights, as published (ledger 15). name: of its lines in the log
-    and of its files. A resume file stays until the caller calls training.finish, or deletes it
-    where no checkpoint is kept (CAS).
+    and of its files. The caller ends it: training.finish(path) keeps a checkpoint, deleting
+    training.resume_path keeps none (CAS). The sha256 of its identity is that of x and y.
     """
     device = pick_device(config.precision)
     torch.manual_seed(config.seed)
@@ -220,37 +220,33 @@ def train_fcn(x, y, n_classes, config, folder, name):
     return model.eval().requires_grad_(False), training
 
 
-# An FCN is trained for three ends, each with its number of steps in fcn_steps of a config:
-#     FID and IS   on the train split           fcn_config, seed 0, shared by all runs of a dataset
-#     CAS          on generated series          cas_config, the run's seed
-#     cas_real     on the train split           cas_config, seed 0, shared
+# One recipe trains three classifiers, each by a copy of the run's config whose fcn_steps is its own
+# number of steps:
+#     FID and IS   on the train split      fcn_config   seed 0: one for all runs of a dataset
+#     CAS          on generated series     cas_config   the run's seed
+#     cas_real     on the train split      cas_config   seed 0: one for all runs of a dataset
 
 
-def classifier_config(config, steps, epochs, n, n_classes):
-    """A copy of config, with the steps that train a classifier on n series as fcn_steps.
-
-    They are max(steps, steps_per_class K); where steps is 0, what `epochs` epochs take. fcn_epochs,
-    now unused, becomes the default: it is in the hash that names the classifier's file, and the
-    same training should have one name.
-    """
+def classifier_steps(steps, epochs, config, n, n_classes):
+    """Steps that train a classifier on n series: at least steps_per_class a class; 0: by epochs."""
     if steps == 0:
-        steps = epochs * steps_per_epoch(n, config.fcn_batch)
-    else:
-        steps = max(steps, config.steps_per_class * n_classes)
-    return replace(config, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
+        return epochs * steps_per_epoch(n, config.fcn_batch)
+    return max(steps, config.steps_per_class * n_classes)
 
 
 def fcn_config(config, dataset):
-    """The config of the classifier behind FID and IS. Its seed is 0, so that all runs share it."""
+    """The config of the classifier behind FID and IS."""
     n, n_classes = len(dataset.x_train), len(dataset.classes)
-    shared = replace(config, seed=0)
-    return classifier_config(shared, config.fcn_steps, config.fcn_epochs, n, n_classes)
+    steps = classifier_steps(config.fcn_steps, config.fcn_epochs, config, n, n_classes)
+    # fcn_epochs has done its work; with its default, equal trainings share one file.
+    return replace(config, seed=0, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
 
 
 def cas_config(config, dataset, n):
     """The config of CAS's classifier, trained on n generated series."""
     n_classes = len(dataset.classes)
-    return classifier_config(config, config.cas_steps, config.cas_epochs, n, n_classes)
+    steps = classifier_steps(config.cas_steps, config.cas_epochs, config, n, n_classes)
+    return replace(config, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
 
 
 def dataset_fcn(folder, dataset, config):
@@ -320,8 +316,9 @@ def frechet_distance(f1, f2):
 def inception_score(p, splits=10, seed=0):
     """exp(E KL(p(y|x) || p(y))), the mean over shuffled splits. p (n, K) -> float. Eq. 2.19.
 
-    It is 1 where all samples are alike or vague, K where they are sharp and the classes even. It
-    never looks at the data: one sharp series a class, repeated, has the best score.
+    Eq. 2.19 is that of one split; ten are the convention (ledger 31). The score is 1 where all
+    samples are alike or vague, K where they are sharp and the classes even. It never looks at the
+    data: one sharp series a class, repeated, has the best score.
     """
     p = np.asarray(p, dtype=np.float64)
     shuffled = p[np.random.default_rng(seed).permutation(len(p))]
@@ -427,27 +424,27 @@ def nearest_neighbour_ratio(generated, train, test):
 def memorising(generated, dataset, x_hat=None):
     """nn_ratio of samples; nn_ratio_recon of reconstructed test series x_hat where they are given.
 
-    Warns where samples lie nearer to train series than reconstructions of unseen series do, by a
-    tenth, as both ratios are noisy, or, in lack of these, less than half as far as test series
-    (§6.4).
+    Warns of memorising (§6.4) where nn_ratio < 0.9 nn_ratio_recon, as samples then lie nearer to
+    train series than reconstructions of unseen series do, by a tenth, as both are noisy; without
+    x_hat where nn_ratio < 0.5.
     """
     x_train, x_test = dataset.x_train, dataset.x_test
-    ratio = nearest_neighbour_ratio(generated, x_train, x_test)
-    scores = {"nn_ratio": ratio}
+    scores = {"nn_ratio": nearest_neighbour_ratio(generated, x_train, x_test)}
+    if x_hat is not None:
+        scores["nn_ratio_recon"] = nearest_neighbour_ratio(x_hat, x_train, x_test)
+    ratio = scores["nn_ratio"]
+    if ratio is None:  # both are, as they share d(test)
+        return scores
     if x_hat is None:
-        yardstick = 0.5  # far below what smoothing alone does: 0.92, 0.95 in results/fast.md
+        least = 0.5  # far below what smoothing alone does: 0.92, 0.95 in results/fast.md
         whose = "half of what test series have"
     else:
-        yardstick = nearest_neighbour_ratio(x_hat, x_train, x_test)
+        least = 0.9 * scores["nn_ratio_recon"]
         whose = "nine tenths of what reconstructions of test series have"
-        scores["nn_ratio_recon"] = yardstick
-        if yardstick is not None:
-            yardstick = 0.9 * yardstick
-    # Both ratios are None together, as they share d(test).
-    if ratio is not None and ratio < yardstick:
+    if ratio < least:
         warn(
-            f"nn_ratio {ratio:.2f} < {yardstick:.2f}, {whose}, hints at memorising (§6.4): samples "
-            "lie nearer to train series than new ones would"
+            f"nn_ratio {ratio:.2f} < {least:.2f}, {whose}, hints at memorising (§6.4): samples lie "
+            "nearer to train series than new ones would"
         )
     return scores
 
@@ -458,6 +455,11 @@ def shared_folder(folder):
     place = f"{folder.parent.name}/{folder.name}"
     is_run = re.fullmatch(r"((naive|barlow|vibcreg)-.+/seed[0-9]+)|(scored/.+)", place)
     return folder.parent.parent if is_run else folder
+
+
+def as_many(n_rows, n):
+    """A seeded choice of n of n_rows rows, with repetitions where there are fewer."""
+    return np.random.default_rng(0).choice(n_rows, n, replace=n_rows < n)
 
 
 def score_samples(generated, conditional, labels, dataset, config, folder, x_hat=None):
@@ -483,15 +485,10 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     fcn, file, steps = dataset_fcn(root, dataset, fcn_config(config, dataset))
     features_test, p_test = classify(fcn, dataset.x_test)  # features (n, P), probabilities (n, K)
     features_generated, p_generated = classify(fcn, generated)
-    # What real series reach. FID, coverage: n train series, repeated where the split has fewer: new
-    # series would have a lower FID. IS: n series of the test split, repeated likewise.
-    n_train, n_test = len(dataset.x_train), len(dataset.x_test)
-    too_few = n_train < n
-    rows = np.random.default_rng(0).choice(n_train, n, replace=too_few)
-    features_train, _ = classify(fcn, dataset.x_train[rows])  # features (n, P)
-    p_as_many = p_test
-    if n != n_test:
-        p_as_many = p_test[np.random.default_rng(0).choice(n_test, n, replace=n_test < n)]
+    # What n real series reach: of the train split for FID and coverage, of the test split for IS.
+    # Where a split has fewer, series are repeated, and fid_floor is a little too high.
+    features_train, _ = classify(fcn, dataset.x_train[as_many(len(dataset.x_train), n)])  # (n, P)
+    p_as_many = p_test if n == len(p_test) else p_test[as_many(len(p_test), n)]
     fcn_accuracy = accuracy(p_test, dataset.y_test)
     scores["fid"] = frechet_distance(features_generated, features_test)
     scores["fid_floor"] = frechet_distance(features_train, features_test)
@@ -508,8 +505,8 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
         return scores
     scores |= cas_scores(conditional, labels, dataset, config, folder, x_hat) | {"cas_real": None}
     if scores["cas"] is not None:
-        # What CAS could reach: the same training on the real train split. Its seed is 0, so that
-        # all runs share it. Where both classifiers take as many steps, it is the one of FID.
+        # What CAS could reach: the same training on the real train split. If it has as many steps
+        # as FID's classifier, dataset_fcn finds that one's file.
         cas_real_config = replace(cas_config(config, dataset, len(conditional)), seed=0)
         fcn_of_cas, _, _ = dataset_fcn(root, dataset, cas_real_config)
         scores["cas_real"] = accuracy(classify(fcn_of_cas, dataset.x_test)[1], dataset.y_test)
@@ -575,14 +572,18 @@ def evaluate_run(run_dir, config=None):
 
 
 def score_tokens(stage1, dataset, encoded_train, encoded_test):
-    """Reconstruction, probes and code use of both splits' encode_split -> {key: value}."""
+    """What stage 1's tokens are worth, of both splits' encode_split -> {key: value}.
+
+    Reconstruction and code use are the test split's. Probes learn from the train split and are
+    scored on the test split.
+    """
     errors = encoded_test["errors"]  # (n_test, 2)
     time_error, frequency_error = errors.mean(0).tolist()
     codes_used, perplexity = code_usage(encoded_test["tokens"], len(stage1.codebook()))
     scores = {
         "recon": time_error + frequency_error,
         "recon_time": time_error,
-        "recon_timefreq": frequency_error,
+        "recon_timefreq": frequency_error,  # recon_freq of the log, the thesis' time-frequency
         # As the published recon: of the last mini-batch alone (ledger 13), but in eval mode.
         "recon_last_batch": errors.sum(1).split(128)[-1].mean().item(),
         "codes_used": codes_used,

@@ -13,8 +13,9 @@ as moving averages. So they should come to be ordered by what survives the augme
 
 Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames of u (4 L/n_fft + 1), W'
 frames of z (W halved n times), D channels and code dimension (64), K codes of a band (32), N tokens
-of all bands (H W' each), P projector dimension (4096). TwoPatterns, L 128: u (B, 2, 5, 65), n 3, z
-(B, 64, 5, 8), N 40. What the model calls latents are lists, a z for each band.
+of all bands (H W' each), P projector dimension (4096); (n, ...) are shapes of a whole split.
+TwoPatterns, L 128: u (B, 2, 5, 65), n 3, z (B, 64, 5, 8), N 40. What the model calls latents are
+lists, a z for each band.
 
 "Ledger 4" is row 4 of the ledger in README.md, which says where the thesis' text, the authors'
 program and this code differ.
@@ -80,17 +81,14 @@ def istft(u, n_fft, length):
 # ---------------------------------------------------------------------------------------------
 
 
-def n_downsampling(length, latent_width):
-    """Number n of halvings: the largest with 2^n <= L / (2 latent_width), rounded, but at least 1.
+def n_downsampling(length, latent_width, n_fft=8):
+    """Number n of halvings of u's frames that leaves about latent_width of them. Ledger 1.
 
-    latent_width: how many frames of z are aimed at (ledger 1).
-
-    As u has L/2 frames (n_fft 8), W' is about 1 to 2 times latent_width; less for short series,
-    where L < 4 latent_width.
+    n is the largest with 2^n <= L / (hop latent_width), rounded, but at least 1; the hop is
+    n_fft/4. So W' is about 1 to 2 times latent_width; less where L < 2 hop latent_width.
     """
-    ratio = round(length / (2 * latent_width))
-    n = int(math.log2(max(1, ratio)))
-    return max(1, n)
+    ratio = round(length / (n_fft // 4 * latent_width))
+    return int(math.log2(max(2, ratio)))
 
 
 class ResidualBlock(nn.Module):
@@ -123,14 +121,14 @@ def residual_blocks(width, kernel, norm):
 
 
 class HalvingConv(nn.Conv2d):
-    """Convolution 3x4 that halves the frames: x (B, C, H, W) -> (B, D, H, W // 2). §5.1.1."""
+    """Convolution 3x4 that halves the frames: x (B, 2 or D, H, W) -> (B, D, H, W // 2). §5.1.1."""
 
     def __init__(self, in_channels, width):
         super().__init__(in_channels, width, kernel_size=(3, 4), stride=(1, 2))
 
     def forward(self, x):
-        # The border is copied (the thesis: zeros): one row above and below, one column left, and
-        # one right where W is even. Where it is odd the last window of 4 ends on x's last column.
+        # The border is copied (the thesis: zeros): a row above and below, a column left, and one
+        # right if W is even. An odd W needs none: the last window of 4 ends on x's last column.
         # NOTE(ledger 35): with a column that no window reads, oneDNN's bf16 kernel for AMX (torch
         # 2.13) reads memory that nobody wrote, and gives NaN.
         even = x.shape[3] % 2 == 0
@@ -186,8 +184,8 @@ class VectorQuantizer(nn.Module):
     z (B, D, H, W') -> z_q like z in float32, indices int64 (B, H, W'), commitment loss (mean,
     eq. 4.1). In training the codebook moves after it was used: a code is the moving average of the
     z that chose it. This replaces the gradient of eq. 4.1's first term, |sg[z] - z_q|^2. A code
-    that no z chooses stays where it is, as m_k and N_k shrink alike, and drifts to 0 once N_k nears
-    eps.
+    that no z chooses stays for about 100 steps, while m_k and N_k shrink alike; then N_k nears eps,
+    and it drifts to 0.
     """
 
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
@@ -195,12 +193,12 @@ class VectorQuantizer(nn.Module):
         self.decay = decay
         self.eps = eps
         codebook = torch.randn(n_codes, dim)  # of z's scale, as z comes out of a BatchNorm
-        self.register_buffer("codebook", codebook)  # (K, D) e_k = m_k / N_k
+        self.register_buffer("codebook", codebook)  # (K, D) e_k: m_k / N_k, see _update
         # NOTE(ledger 4): counts start at 1. From 0, as in the authors' program, a code that the
         # first batch does not use has N_k = 0: it becomes m_k / eps, 1e5 times too large, and is
         # out of reach until m_k has shrunk by that: log(1e-5) / log(0.9) = 109 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
-        sums = codebook * (initial_count or 1.0)
+        sums = codebook * (initial_count or 1.0)  # as theirs: from count 0 the codes themselves
         self.register_buffer("sums", sums)  # (K, D) m_k
 
     def distances(self, z):
@@ -242,7 +240,7 @@ class VectorQuantizer(nn.Module):
 
 
 def _full_precision(z):
-    """Half precision, as of an autocast, -> float32, which sums over a batch need."""
+    """z in float32, as autocast's bf16 is too coarse for sums over a batch; float64 stays."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
@@ -383,19 +381,14 @@ class Band(nn.Module):
 
     first, last: the frequency bins that are the band's. The others are zero to its encoder (P_LF,
     P_HF of eq. 3.1). As they are not cut out, the latent keeps its full height: H W' tokens,
-    however few bins a band has. InputError where no frame of z would be left.
+    however few bins a band has.
     """
 
     def __init__(self, config, length, first, last, latent_width):
         super().__init__()
-        n = n_downsampling(length, latent_width)
+        n = n_downsampling(length, latent_width, config.n_fft)
         H = config.n_fft // 2 + 1
         frames = length // (config.n_fft // 4) + 1  # W of u
-        if frames // 2**n < 1:
-            raise InputError(
-                f"--n-fft {config.n_fft}: {frames} frames are too few to halve {n} times; make it "
-                "smaller or --latent-width (of a high band: --latent-width-high) larger"
-            )
         self.frames = frames
         self.grid = (H, frames // 2**n)  # H, W' of z
         mask = torch.zeros(H, 1)
@@ -455,9 +448,9 @@ class NCVQVAE(nn.Module):
         return u, latents
 
     def quantize(self, latents):
-        """[z] -> [z_q], token ids int64 (B, N), commitment loss (eq. 3.1).
+        """[z] -> [z_q], token ids int64 (B, N), commitment loss (eq. 4.1 without beta).
 
-        The ids of band i, from 0, are i K to (i + 1) K - 1.
+        Of two bands it is the sum (eq. 3.1). The ids of band i, from 0, are i K to (i + 1) K - 1.
         """
         quantized = []
         ids = []
@@ -475,8 +468,8 @@ class NCVQVAE(nn.Module):
         for band, z in zip(self.bands, latents, strict=True):
             with self._autocast(z):
                 part = band.decoder(z, band.frames)
-            # The decoder's other bins are set to zero (§3.1.1, u_LF and u_HF of eq. 3.2). float32
-            # from here, so that backward adds the gradients of u^ and of x^ in float32.
+            # The bins outside the band are set to zero: u_LF and u_HF of eq. 3.2 (§3.1.1).
+            # float() first, so that the gradients of u^ and of x^ are added in float32.
             u = u + band.mask * part.float()
         return u, istft(u, self.config.n_fft, self.length)
 
@@ -487,13 +480,15 @@ class NCVQVAE(nn.Module):
         pooled_aug = torch.cat([pool(z) for z in latents_aug], 1)
         with self._autocast(pooled):
             p1, p2 = self.projector(pooled, pooled_aug)  # (B, P) each
-        if config.method == "barlow":  # the thesis' eta is 1/P (§5.1.1), config.eta a factor on it
-            loss = barlow_twins_loss(p1, p2, config.barlow_lambda)
-            return config.eta / config.projector_dim * loss
-        loss = vibcreg_loss(
+        # The thesis' eta is 1/P for Barlow Twins and 0.01 for VIbCReg (§5.1.1); config.eta is a
+        # factor on it.
+        if config.method == "barlow":
+            eta = config.eta / config.projector_dim
+            return eta * barlow_twins_loss(p1, p2, config.barlow_lambda)
+        eta = config.eta * 0.01
+        return eta * vibcreg_loss(
             p1, p2, config.similarity_weight, config.variance_weight, config.covariance_weight
         )
-        return config.eta * 0.01 * loss  # eta 0.01 (§5.1.1)
 
     def forward(self, x, x_aug=None):
         """Eq. 4.5 of x and its view x' (B, L) -> loss, its terms (detached), token ids (B, N).
@@ -535,11 +530,11 @@ class NCVQVAE(nn.Module):
         _, latents = self.encode(x)
         ids = []
         for i, (band, z) in enumerate(zip(self.bands, latents, strict=True)):
-            logits = -band.quantizer.distances(z).flatten(1, 2)  # (B, N, K)
+            nearness = -band.quantizer.distances(z).flatten(1, 2)  # (B, H W', K)
             if temperature > 0:
                 # argmax(-d^2 + temperature g) is a draw from softmax(-d^2 / temperature)
-                logits = logits + temperature * gumbel(logits.shape, generator, x.device)
-            ids.append(logits.argmax(-1) + i * self.config.n_codes)
+                nearness = nearness + temperature * gumbel(nearness.shape, generator, x.device)
+            ids.append(nearness.argmax(-1) + i * self.config.n_codes)
         return torch.cat(ids, 1)
 
     def lookup(self, tokens):
@@ -569,13 +564,15 @@ class NCVQVAE(nn.Module):
 
     @torch.no_grad()
     def texture(self, tokens, generator=None):
-        """Random noise to be added to the series of tokens (B, N) -> (B, L). Ledger 36.
+        """Noise like what the decoder leaves out, to be added to series(tokens). Ledger 36.
 
-        The decoder gives the mean of the series that share their tokens, which is smoother than any
-        of them. The noise stands for what is missing: the residual of a train series, one of the
-        five whose averaged codes are nearest, with its spectrum but random phases (surrogate data,
-        Theiler et al. 1992). Each bin and frame of its STFT is then scaled to how large residuals
-        usually are where that code stands.
+        Token ids (B, N) -> (B, L). The decoder gives the mean of the series that share their
+        tokens, which is smoother than any of them. For each series:
+        1. One of the five train series whose averaged codes are nearest is taken at random.
+        2. Its residual keeps its amplitudes and gets random phases (surrogate data, Theiler et al.
+           1992).
+        3. Each bin and frame of that noise's STFT is multiplied by how loud residuals usually are
+           where the code stands that is there, relative to their mean.
         """
         B, device = len(tokens), tokens.device
         distances = torch.cdist(average(self.lookup(tokens)), self.averages)  # (B, M)
@@ -583,8 +580,8 @@ class NCVQVAE(nn.Module):
         which = torch.randint(nearest.shape[1], (B,), generator=generator, device=device)
         row = nearest[torch.arange(B, device=device), which]  # (B,) one of the five
         amplitudes = self.amplitudes[row]  # (B, L // 2 + 1)
-        turns = torch.rand(amplitudes.shape, generator=generator, device=device)
-        real = [0, -1] if self.length % 2 == 0 else [0]  # where a spectrum is real: a sign alone
+        turns = torch.rand(amplitudes.shape, generator=generator, device=device)  # phases
+        real = [0, -1] if self.length % 2 == 0 else [0]  # bins that are real: a sign alone
         turns[:, real] = turns[:, real].round() / 2
         spectrum = torch.polar(amplitudes, 2 * math.pi * turns)
         noise = torch.fft.irfft(spectrum, self.length)  # (B, L)
@@ -641,7 +638,8 @@ def measure_texture(model, x, most=256):
     averages (M, bands * D): the averaged codes of these.
     relative_power (K, H): the usual power of residuals in a frequency bin where a code stands,
     relative to their series' mean in that bin. 1 is like steady Gaussian noise, more is a noisier
-    code, near 0 is a calm one, or one whose mean a few large errors make; 0 is an unused code.
+    code, near 0 is a calm one, or one of few large errors, as a median does not see them; 0 is an
+    unused code.
     """
     encoded = encode_split(model, x)
     residuals = x.cpu() - encoded["x_hat"]  # (n, L)
@@ -737,7 +735,8 @@ def train_stage1(run_dir, config, dataset=None):
             model.eval()  # nothing moves, no random number is drawn (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
-    residuals = measure_texture(model.eval(), x_train)
+    model.eval()
+    residuals = measure_texture(model, x_train)
     training.finish(path, data=dataset.info(), residuals=residuals)  # a file of about 3 MB
     return load_stage1(run_dir, config, dataset)[0]  # without projector and gradients, checked
 

@@ -7,8 +7,8 @@
     python prior.py sample runs/Symbols/vibcreg-slice/seed1 --n 100 --class 1 --out x.npz
 
 Naive and NC models get the same prior (ledger 11): a difference in samples is due to stage 1.
-Letters: B batch, N tokens of all bands, K codes of all bands, D code dimension (64), E hidden
-dimension (256), T passes.
+Letters: B batch, N tokens of all bands, K codes of all bands (chapter 1: of one), D code dimension
+(64), E hidden dimension (256), T passes.
 
 "Ledger 7" is row 7 of the ledger in README.md: where the thesis' text, the authors' program and
 this code differ.
@@ -80,10 +80,12 @@ class Block(nn.Module):
 class Prior(nn.Module):
     """p(token | unmasked tokens, class). §4.1.2, Table 5.1.
 
-    tokens: int64 (B, N) of all bands; or of the low band alone, to predict it without the high one.
-    mask: bool (B, N), True where a token is masked and so not looked at.
-    labels: int64 (B,) in 0..n_classes; n_classes itself means "no class".
-    Returns logits, float32 (B, N, K). sizes: how many tokens each band has.
+    codebook: stage 1's, (K, D). sizes: how many tokens each band has. n_classes: of the data.
+    A call takes
+    tokens: int64 (B, N) of all bands; or of the low band alone, to predict it without the high one,
+    mask: bool (B, N), True where a token is masked and so not looked at,
+    labels: int64 (B,) in 0..n_classes; n_classes itself means "no class",
+    and returns logits, float32 (B, N, K).
     """
 
     def __init__(self, config, codebook, sizes, n_classes):
@@ -98,7 +100,7 @@ class Prior(nn.Module):
             self.embedding.weight.data.copy_(codebook)
         # A vector of its own, so that learning "unknown" moves no code (§4.1.2). It, the classes
         # and the positions start as N(0, 1), like the codes (nn.Embedding's default): LayerNorm
-        # over their sum would drown smaller ones.
+        # sees their sum, in which a part that starts smaller would not be heard.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
         self.positions = nn.Parameter(torch.randn(1 + sum(sizes), D))  # the first one: the class
@@ -139,8 +141,8 @@ class Prior(nn.Module):
 def mask_tokens(tokens, generator=None):
     """A random mask per series: r ~ U(0, 1], ceil(cos(pi r / 2) N) places -> bool (B, N). §3.2.1.
 
-    At least one, 2/pi of them in the mean (ledger 8). Decoding starts with many masked and ends
-    with few, so training has to see every share.
+    At least one, about 2/pi of them in the mean (ledger 8). Decoding starts with many masked and
+    ends with few, so training has to see every share.
     """
     B, N = tokens.shape
     r = 1 - torch.rand(B, 1, generator=generator, device=tokens.device)  # (0, 1]
@@ -161,10 +163,10 @@ def masked_cross_entropy(logits, tokens, mask):
 
 
 def band_losses(prior, tokens, masks, labels, loss_on="masked"):
-    """Eq. 3.5, the mean over bands: p(low | class) and p(high | low, class), as TimeVQVAE has it.
+    """Eq. 3.5; with two bands the mean of -log p(low | class) and -log p(high | low, class).
 
-    tokens (B, N), masks a list of bool (B, tokens of the band), labels (B,) -> scalar. loss_on: the
-    "masked" tokens count, or "all" (ledger 7).
+    That order is TimeVQVAE's. tokens (B, N), masks a list of bool (B, tokens of the band), labels
+    (B,) -> scalar. loss_on: the "masked" tokens count, or "all" (ledger 7).
     """
     loss = 0.0
     start = 0
@@ -198,8 +200,9 @@ def prior_loss(prior, tokens, labels, seed=0):
 def make_optimizers(prior, config):
     """[AdamW] for all parameters; with --optimizer muon [AdamW, Muon].
 
-    Muon (Jordan et al. 2024) steps by the nearest orthogonal matrix. It is for the matrices of the
-    blocks, as is usual; embeddings and ends stay with AdamW.
+    Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix and
+    steps by that. It is for the matrices of the blocks, as is usual; embeddings and ends stay with
+    AdamW.
     """
     matrices = []
     others = []
@@ -351,7 +354,7 @@ def fill_masked(logits_of, tokens, mask, generator=None, steps=10, choice_temper
     """
     n_to_fill = mask.sum(1, keepdim=True)  # (B, 1) M
     for t in range(steps):
-        # 1. Draw a token for every masked position.
+        # 1. Draw a token at every position, keep those at masked ones.
         log_p = logits_of(tokens, mask).log_softmax(-1)  # (B, N, K)
         p = log_p.exp().flatten(0, 1)  # (B * N, K)
         drawn = torch.multinomial(p, 1, generator=generator)  # (B * N, 1)
@@ -366,7 +369,7 @@ def fill_masked(logits_of, tokens, mask, generator=None, steps=10, choice_temper
         # 3. Mask the least confident again.
         n_masked_again = (math.cos(math.pi / 2 * (t + 1) / steps) * n_to_fill).floor()  # (B, 1)
         rank = confidence.argsort(1).argsort(1)  # (B, N) 0: the least confident
-        mask = rank < n_masked_again
+        mask = rank < n_masked_again  # eq. 3.6
     return tokens
 
 

@@ -275,11 +275,18 @@ def test_no_column_of_the_padded_series_is_left_without_an_output(monkeypatch):
             seen.clear()
 
 
-def test_a_series_of_which_no_frame_would_be_left_is_refused(tmp_path):
-    config = tiny_config(dataset=own_data(tmp_path), n_fft=28, latent_width=1)
-    with pytest.raises(InputError, match="--n-fft 28: 5 frames are too few to halve 4 times"):
-        ncvqvae.train_stage1(tmp_path / "r", config)
-    assert not (tmp_path / "r").exists()
+def test_latent_frames_follow_the_hop_and_are_never_none():
+    model = ncvqvae.NCVQVAE(tiny_config(n_fft=16, latent_width=8), 256)
+    assert model.bands[0].grid == (9, 8)
+    for n_fft in (4, 8, 16, 28, 64):
+        hop = n_fft // 4
+        for width in (1, 3, 8, 32):
+            for length in range(n_fft, 600, 7):
+                n = ncvqvae.n_downsampling(length, width, n_fft)
+                left = (length // hop + 1) // 2**n
+                assert n >= 1 and left >= 1
+                if length >= 4 * hop * width:  # shorter ones are halved once at least
+                    assert 0.6 * width < left <= 2 * width + 2, (n_fft, width, length)
 
 
 def published(u, state, n, frames=None, norm=True):
