@@ -1369,11 +1369,17 @@ def check_same(path, saved, wanted):
     """
     for name, value in sorted(wanted.items()):
         before = saved.get(name, getattr(Config, name, None))
-        if before != value:
+        if before == value:
+            continue
+        if name == "sha256":  # of series and labels
             raise InputError(
-                f"{path}: made with {name} = {before!r}, this run has {value!r}; change that, "
-                "remove it, or set another OUT"
+                f"{path}: made from other data of the same name; rename these, remove it, or set "
+                "another OUT"
             )
+        raise InputError(
+            f"{path}: made with {name} = {before!r}, this run has {value!r}; change that, remove "
+            "it, or set another OUT"
+        )
 
 
 def finite(weights):

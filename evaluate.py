@@ -424,9 +424,9 @@ def nearest_neighbour_ratio(generated, train, test):
 def memorising(generated, dataset, x_hat=None):
     """nn_ratio of samples; nn_ratio_recon of reconstructed test series x_hat where they are given.
 
-    Warns of memorising (§6.4) where nn_ratio < 0.9 nn_ratio_recon, as samples then lie nearer to
-    train series than reconstructions of unseen series do, by a tenth, as both are noisy; without
-    x_hat where nn_ratio < 0.5.
+    Warns of memorising (§6.4) where nn_ratio < 1 and < 0.9 nn_ratio_recon: samples then lie nearer
+    to train series than unseen series and, by a tenth, as both ratios are noisy, than their
+    reconstructions do. Without x_hat where nn_ratio < 0.5.
     """
     x_train, x_test = dataset.x_train, dataset.x_test
     scores = {"nn_ratio": nearest_neighbour_ratio(generated, x_train, x_test)}
@@ -441,7 +441,7 @@ def memorising(generated, dataset, x_hat=None):
     else:
         least = 0.9 * scores["nn_ratio_recon"]
         whose = "nine tenths of what reconstructions of test series have"
-    if ratio < least:
+    if ratio < min(1, least):
         warn(
             f"nn_ratio {ratio:.2f} < {least:.2f}, {whose}, hints at memorising (§6.4): samples lie "
             "nearer to train series than new ones would"

@@ -1278,6 +1278,8 @@ def test_samples_nearer_to_train_series_than_new_ones_hint_at_memorising(tmp_pat
     out, text = said(0.2 * d.x_test + 0.8 * nearest, x_hat=smooth)
     yardstick = f"{0.9 * out['nn_ratio_recon']:.2f}"
     assert f"< {yardstick}, nine tenths of what reconstructions of test series have, hin" in text
+    out, text = said(2 * d.x_test, x_hat=4 * d.x_test)  # of models that know nothing yet
+    assert 1 < out["nn_ratio"] < 0.9 * out["nn_ratio_recon"] and text == ""
 
 
 def slow_prdc(real, fake, k=5):
@@ -2602,7 +2604,7 @@ def test_a_tiny_run_end_to_end(tmp_path, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in before}
     own_data(folder, length=33, name="my own.npz")  # new data, old results
     new = shell(*words, cwd=tmp_path)
-    assert new.returncode == 1 and "stage1.pt: made with sha256" in new.stderr
+    assert new.returncode == 1 and "stage1.pt: made from other data" in new.stderr
     assert "1 of 1 runs failed" in new.stderr
 
 

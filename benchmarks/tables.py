@@ -207,8 +207,11 @@ def readme_table(cells, model=("vibcreg", "slice")):
     )
 
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
 def write_tables(out):
-    """Every table made from out/runs.csv, and README's, which stands between two markers."""
+    """Every table made from out/runs.csv, and, of our own results/, that of README.md."""
     rows = read_rows(out / "runs.csv")
     cells = grid(rows)
     write_text(out / "TABLES.md", thesis_tables(cells))
@@ -217,7 +220,8 @@ def write_tables(out):
     write_text(out / "presets.md", compare.presets(cells))
     write_text(out / "departures.md", compare.departures(rows))
     write_text(out / "ablation.md", compare.ablation(rows))
-    fill(out.resolve().parent / "README.md", {"results": readme_table(cells)})
+    if out.resolve() == REPOSITORY / "results":  # beside other folders lie other READMEs
+        fill(REPOSITORY / "README.md", {"results": readme_table(cells)})
     fill(out / "README.md", compare.questions(cells))
 
 

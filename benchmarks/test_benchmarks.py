@@ -673,3 +673,22 @@ def test_trials_are_merged_into_those_that_are_there(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     choose_presets.table(tmp_path / "none", tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_tables_of_other_folders_leave_the_readme_beside_them_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "REPOSITORY", tmp_path.resolve())
+    readme = tmp_path / "README.md"
+    before = "mine\n<!-- results -->\nmy own\n<!-- end -->\n"
+    readme.write_text(before)
+    for name in ("mine", "results"):
+        (tmp_path / name).mkdir()
+    tables.write_tables(tmp_path / "mine")
+    assert readme.read_text() == before and (tmp_path / "mine" / "TABLES.md").exists()
+    tables.write_tables(tmp_path / "results")
+    assert "my own" not in readme.read_text()
+
+
+def test_figures_without_runs_are_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["thesis_figures", str(tmp_path)])
+    with pytest.raises(data.InputError, match="runs.csv: not there"):
+        thesis_figures.main()

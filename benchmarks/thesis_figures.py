@@ -9,7 +9,6 @@ import gzip
 import json
 import math
 import statistics
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,16 @@ from benchmarks.rows import (
     read_rows,
     without_precision,
 )
-from data import AUGMENTATIONS, Config, augment, load_dataset, run_command, write_atomic
+from data import (
+    AUGMENTATIONS,
+    Config,
+    Parser,
+    augment,
+    load_dataset,
+    require_file,
+    run_command,
+    write_atomic,
+)
 from evaluate import house_style, new_figure
 from ncvqvae import NCVQVAE
 
@@ -344,8 +352,12 @@ def draw_all(results):
 
 
 def main():
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("results", type=Path, help="a folder that benchmarks.tables --export made")
+    results = parser.parse_args().results
+    require_file(results / "runs.csv", "not there; python -m benchmarks.tables --export makes it")
     with house_style():
-        draw_all(Path(sys.argv[1]))
+        draw_all(results)
 
 
 if __name__ == "__main__":

@@ -470,7 +470,7 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, monk
         lambda: prior.train_stage2(run),
         lambda: evaluate.evaluate_run(run),
     ):
-        with pytest.raises(InputError, match="stage1.pt: made with sha256"):
+        with pytest.raises(InputError, match="stage1.pt: made from other data"):
             again()
     stopped = tmp_path / "stopped/own/naive-none/seed1"  # more is asked than was measured
     assert run_all(stopped, dataclasses.replace(config, stages=1, dataset=own))["cas"] is None
