@@ -421,7 +421,7 @@ hang on their classifiers, which `thesis` trains longer.
 class Departure:
     """One thing in which runs differ, and how a run's row says that it has it.
 
-    column holds text that matches pattern; with `plain` in its place the row is that of a run
+    column holds text that matches pattern; with `instead` in its place the row is that of a run
     `without`.
     """
 
@@ -430,7 +430,7 @@ class Departure:
     having: str
     column: str
     pattern: str
-    plain: str = ""
+    instead: str = ""
 
 
 DEPARTURES = (
@@ -455,7 +455,7 @@ DEPARTURES = (
         "800 steps",
         "3,200 steps",
         "stage1_settings",
-        r"stage1_steps=3200",
+        "stage1_steps=3200",
         "stage1_steps=800",
     ),
     Departure(
@@ -485,7 +485,7 @@ def departure_cells(rows, departure):
     column = departure.column
     found = {}
     for row in rows:
-        plain = row | {column: re.sub(departure.pattern, departure.plain, row[column]).strip()}
+        plain = row | {column: re.sub(departure.pattern, departure.instead, row[column]).strip()}
         words = schedule(plain, words_of)
         other = counterpart(plain, rows)
         if plain == row or not words or not other:

@@ -16,6 +16,7 @@ from benchmarks.rows import (
     LOWER_IS_BETTER,
     MODELS,
     NAIVE,
+    RESULTS,
     between,
     export,
     grid,
@@ -207,9 +208,6 @@ def readme_table(cells, model=("vibcreg", "slice")):
     )
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
 def write_tables(out):
     """Every table made from out/runs.csv, and, of our own results/, that of README.md."""
     rows = read_rows(out / "runs.csv")
@@ -220,8 +218,8 @@ def write_tables(out):
     write_text(out / "presets.md", compare.presets(cells))
     write_text(out / "departures.md", compare.departures(rows))
     write_text(out / "ablation.md", compare.ablation(rows))
-    if out.resolve() == REPOSITORY / "results":  # beside other folders lie other READMEs
-        fill(REPOSITORY / "README.md", {"results": readme_table(cells)})
+    if out.resolve() == RESULTS:  # beside other folders lie other READMEs
+        fill(RESULTS.parent / "README.md", {"results": readme_table(cells)})
     fill(out / "README.md", compare.questions(cells))
 
 

@@ -676,7 +676,7 @@ def test_trials_are_merged_into_those_that_are_there(tmp_path):
 
 
 def test_tables_of_other_folders_leave_the_readme_beside_them_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "REPOSITORY", tmp_path.resolve())
+    monkeypatch.setattr(tables, "RESULTS", tmp_path.resolve() / "results")
     readme = tmp_path / "README.md"
     before = "mine\n<!-- results -->\nmy own\n<!-- end -->\n"
     readme.write_text(before)
