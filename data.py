@@ -198,7 +198,6 @@ class Config:
     decode_steps: int = number(10, 1, 10**5)  # T, §5.1.1
     choice_temperature: float = number(4.0, 0)  # Gumbel noise on the confidence, falls to 0
     guidance: float = number(1.0, -1e3, 1e3)  # s in l_0 + s (l_c - l_0); 1: the class alone
-    texture: int = choice(0, 1)  # 1: samples get noise like what stage 1 leaves out
     fcn_epochs: int = number(1000, 1)  # classifier behind FID and IS (ledger 15)
     fcn_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
@@ -290,12 +289,10 @@ PRESETS["fast"] = {  # chosen on held-out series: results/fast.md
     "steps_per_class": 20,
     "validate_epochs": 100,
 }
-PRESETS["best"] = PRESETS["fast"] | {  # more steps and passes, for better samples
+PRESETS["best"] = PRESETS["fast"] | {  # four times the tokens, and steps to learn them
+    "latent_width": 32,
     "stage1_steps": 3200,
     "stage2_steps": 4000,
-    "decode_steps": 20,
-    "guidance": 2.0,
-    "texture": 1,
 }
 PRESETS["toy"] = PRESETS["fast"] | {
     "stage1_steps": 300,
@@ -1311,8 +1308,7 @@ def read_json(path):
 def read_config(run_dir):
     """The Config of a run folder; a field that did not exist when it was made has its default."""
     path = Path(run_dir) / "config.json"
-    values = read_json(path)
-    refuse_unknown_fields(path, values)
+    values = known_fields(path, read_json(path))
     with errors_naming(path):
         return Config(**values)
 
@@ -1352,14 +1348,25 @@ def finished_metrics(run_dir, config, dataset):
         return metrics if stages >= config.stages else None
 
 
-def refuse_unknown_fields(path, values):
-    """Refuse settings that this version of the program does not have."""
+GONE_FIELDS = {"texture": 0}  # and the value by which a run is the same without them
+
+
+def known_fields(path, values):
+    """A run's saved settings without those that are gone and meant nothing in it.
+
+    InputError for others that this version of the program does not have.
+    """
+    values = dict(values)
+    for name, without in GONE_FIELDS.items():
+        if values.get(name) == without:
+            del values[name]
     unknown = sorted(set(values) - set(Config.__dataclass_fields__))
     if unknown:
         raise InputError(
             f"{path}: has a setting {', '.join(unknown)}, which is gone; use the version that "
             "made it, or remove it"
         )
+    return values
 
 
 def check_same(path, saved, wanted):
@@ -1411,7 +1418,7 @@ def read_checkpoint(path, result, config=None, dataset=None):
             wanted["sha256"] = dataset.sha256
         check_same(path, saved, wanted)
         saved.pop("sha256")
-        refuse_unknown_fields(path, saved)
+        saved = known_fields(path, saved)
         if not finite(checkpoint["state"]):
             raise InputError("weights not finite")
         return checkpoint, Config(**saved)  # checks every value again

@@ -557,7 +557,7 @@ def evaluate_run(run_dir, config=None):
             dataset,
             config,
             run_dir,
-            reconstructions(stage1, encoded_test, config),
+            encoded_test["x_hat"],
         )
         in_file = samples["conditional"] if dataset.classes else samples["generated"]
         metrics["n_generated"] = len(in_file)  # series of X in samples.npz
@@ -634,20 +634,6 @@ def draw_samples(prior, stage1, dataset, config):
         samples["labels"] = labels
         samples["conditional"] = sample(prior, stage1, labels, generators[1], config)
     return samples
-
-
-def reconstructions(stage1, encoded, config):
-    """The series (n, L) of a split's encode_split as samples are: with texture where these have it.
-
-    What samples are compared with, as fid_recon, nn_ratio_recon and cas_on_recon do.
-    """
-    x_hat = encoded["x_hat"]
-    if config.texture == 0:
-        return x_hat
-    device = next(stage1.parameters()).device
-    generator = torch.Generator(device).manual_seed(1000 * config.seed + 2)  # draw_samples: 0, 1
-    parts = [stage1.texture(t.to(device), generator) for t in encoded["tokens"].split(256)]
-    return x_hat + torch.cat(parts).cpu()
 
 
 def save_run_samples(path, dataset, samples):

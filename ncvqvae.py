@@ -424,10 +424,6 @@ class NCVQVAE(nn.Module):
             bands = [low, high]
         self.bands = nn.ModuleList(bands)
         self.sizes = [math.prod(band.grid) for band in bands]  # tokens of each
-        # What measure_texture finds, once trained, of M train series.
-        self.register_buffer("amplitudes", None, persistent=False)  # (M, L // 2 + 1)
-        self.register_buffer("averages", None, persistent=False)  # (M, bands * D)
-        self.register_buffer("relative_power", None, persistent=False)  # (K, H)
         if with_projector and config.method != "naive":
             in_dim = 2 * config.width * len(bands)
             whiten = config.method == "vibcreg"
@@ -550,46 +546,6 @@ class NCVQVAE(nn.Module):
         """Token ids (B, N) -> series (B, L), standardised, by the codes and the decoder."""
         return self.decode(self.lookup(tokens))[1]
 
-    def codes_of_bins(self, tokens):
-        """Token ids (B, N) -> the code at each bin and frame of u, int64 (B, H, W).
-
-        Of two bands the high one's codes, whose frames are finer, for all bins.
-        """
-        band = self.bands[-1]
-        codes = tokens[:, -self.sizes[-1] :] % self.config.n_codes
-        codes = codes.unflatten(1, band.grid)  # (B, H, W')
-        frames = torch.arange(band.frames, device=tokens.device)  # (W)
-        latent_frames = frames * band.grid[1] // band.frames  # (W) the one that covers each
-        return codes[:, :, latent_frames]
-
-    @torch.no_grad()
-    def texture(self, tokens, generator=None):
-        """Noise like what the decoder leaves out, to be added to series(tokens). Ledger 36.
-
-        Token ids (B, N) -> (B, L). The decoder gives the mean of the series that share their
-        tokens, which is smoother than any of them. For each series:
-        1. One of the five train series whose averaged codes are nearest is taken at random.
-        2. Its residual keeps its amplitudes and gets random phases (surrogate data, Theiler et al.
-           1992).
-        3. Each bin and frame of that noise's STFT is multiplied by how loud residuals usually are
-           where the code stands that is there, relative to their mean.
-        """
-        B, device = len(tokens), tokens.device
-        distances = torch.cdist(average(self.lookup(tokens)), self.averages)  # (B, M)
-        nearest = distances.topk(min(5, len(self.averages)), largest=False).indices  # (B, 5)
-        which = torch.randint(nearest.shape[1], (B,), generator=generator, device=device)
-        row = nearest[torch.arange(B, device=device), which]  # (B,) one of the five
-        amplitudes = self.amplitudes[row]  # (B, L // 2 + 1)
-        turns = torch.rand(amplitudes.shape, generator=generator, device=device)  # phases
-        real = [0, -1] if self.length % 2 == 0 else [0]  # bins that are real: a sign alone
-        turns[:, real] = turns[:, real].round() / 2
-        spectrum = torch.polar(amplitudes, 2 * math.pi * turns)
-        noise = torch.fft.irfft(spectrum, self.length)  # (B, L)
-        bins = torch.arange(self.relative_power.shape[1], device=device)[:, None]  # (H, 1)
-        gain = self.relative_power[self.codes_of_bins(tokens), bins].sqrt()  # (B, H, W)
-        n_fft = self.config.n_fft
-        return istft(gain[:, None] * stft(noise, n_fft), n_fft, self.length)
-
 
 def average(latents):
     """[z_q] (B, D, H, W') -> their means over H and W' (B, bands * D), what KNN and SVM see."""
@@ -628,39 +584,6 @@ def encode_split(model, x, batch=256):
         parts["x_hat"].append(x_hat.cpu())
         parts["errors"].append(torch.stack([error_time, error_frequency], 1).cpu())
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-
-@torch.no_grad()
-def measure_texture(model, x, most=256):
-    """What NCVQVAE.texture draws from, of the residuals of a split x (n, L) -> dict of CPU tensors.
-
-    amplitudes (M, L // 2 + 1): of the whole residuals' Fourier transforms, of M <= `most` series.
-    averages (M, bands * D): the averaged codes of these.
-    relative_power (K, H): the usual power of residuals in a frequency bin where a code stands,
-    relative to their series' mean in that bin. 1 is like steady Gaussian noise, more is a noisier
-    code, near 0 is a calm one, or one of few large errors, as a median does not see them; 0 is an
-    unused code.
-    """
-    encoded = encode_split(model, x)
-    residuals = x.cpu() - encoded["x_hat"]  # (n, L)
-    power = stft(residuals, model.config.n_fft).square().sum(1)  # (n, H, W)
-    power = power / power.mean(2, keepdim=True).clamp_min(1e-12)
-    codes = model.codes_of_bins(encoded["tokens"])  # (n, H, W)
-    H, K = power.shape[1], model.config.n_codes
-    relative_power = torch.zeros(K, H)
-    for h in range(H):
-        # The median of Gaussian noise's power, whose mean is 1: of complex noise, whose power is
-        # exponential, log 2; of real noise, in the outer bins, that of chi^2, 0.4549.
-        of_gaussian = 0.4549 if h in (0, H - 1) else math.log(2)
-        for k in codes[:, h].unique().tolist():
-            chosen = power[:, h][codes[:, h] == k]
-            relative_power[k, h] = chosen.median() / of_gaussian
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]
-    return {
-        "amplitudes": torch.fft.rfft(residuals[rows]).abs(),
-        "averages": encoded["averages"][rows],
-        "relative_power": relative_power,
-    }
 
 
 def train_stage1(run_dir, config, dataset=None):
@@ -735,9 +658,7 @@ def train_stage1(run_dir, config, dataset=None):
             model.eval()  # nothing moves, no random number is drawn (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
-    model.eval()
-    residuals = measure_texture(model, x_train)
-    training.finish(path, data=dataset.info(), residuals=residuals)  # a file of about 3 MB
+    training.finish(path, data=dataset.info())  # a file of about 3 MB
     return load_stage1(run_dir, config, dataset)[0]  # without projector and gradients, checked
 
 
@@ -750,8 +671,6 @@ def load_stage1(run_dir, config=None, dataset=None):
     checkpoint, made_with = read_checkpoint(path, "stage1", config, dataset)
     length = checkpoint["data"]["length"]
     model = NCVQVAE(made_with, length, with_projector=False)
-    for name, values in checkpoint.get("residuals", {}).items():  # older files have none
-        setattr(model, name, values)
     return ready(model, checkpoint, path, made_with.precision), checkpoint
 
 

@@ -419,19 +419,12 @@ def sample(prior, stage1, labels, generator=None, config=None):
     """
     config = config or Config()
     device = next(prior.parameters()).device
-    if config.texture and stage1.averages is None:
-        raise InputError(
-            "--texture 1: stage1.pt is from before it existed; set another OUT and run anew"
-        )
     series = []
     for y in labels.to(device).split(256):  # (B,)
         tokens = iterative_decode(
             prior, y, generator, config.decode_steps, config.choice_temperature, config.guidance
         )
-        x = stage1.series(tokens)  # (B, L)
-        if config.texture:
-            x = x + stage1.texture(tokens, generator)
-        series.append(x.cpu())
+        series.append(stage1.series(tokens).cpu())  # (B, L)
     return torch.cat(series)
 
 
@@ -494,7 +487,7 @@ def main():
     draw.add_argument("--n", type=int, default=100, help="series [100]")
     draw.add_argument("--class", dest="label", help="a label of the data, or all; else none")
     draw.add_argument("--out", default="samples.npz", help="file to write [samples.npz]")
-    add_flags(draw, first="decode_steps", last="texture", also=("seed",))
+    add_flags(draw, first="decode_steps", last="guidance", also=("seed",))
     args = parser.parse_args()
     if args.command == "sample":
         command_sample(args)

@@ -644,103 +644,6 @@ def test_the_maximum_of_tied_codes_sends_its_gradient_to_one_place():
     assert ((gradient == 1).sum((2, 3)) == 1).all() and ((gradient == 0).sum((2, 3)) == 19).all()
 
 
-def with_texture(monkeypatch, residuals, tokens, **fields):
-    """A tiny model whose stage 1 is said to leave out residuals (n, L) of tokens (n, N)."""
-    model = tiny_model(residuals.shape[1], latent_width=4, **fields).eval()
-    encoded = {
-        "x_hat": torch.zeros_like(residuals),
-        "tokens": tokens(model),
-        "averages": ncvqvae.average(model.lookup(tokens(model))),
-    }
-    monkeypatch.setattr(ncvqvae, "encode_split", lambda *_: encoded)
-    for name, values in ncvqvae.measure_texture(model, residuals).items():
-        setattr(model, name, values)
-    return model
-
-
-def test_texture_of_steady_noise_is_that_noise(monkeypatch):
-    """Power and spectrum of the residuals; a draw for each series, from the generator."""
-    white = draw(300, 129, dtype=torch.float32)
-    residuals = white[:, 1:] + white[:, :-1]  # low frequencies have more, the mean too
-    tokens = torch.randint(0, 8, (300, 20), generator=generator())
-    model = with_texture(monkeypatch, residuals, lambda _: tokens)
-    assert model.amplitudes.shape == (256, 65)  # of as many, not of all
-    torch.testing.assert_close(model.relative_power[:8], torch.ones(8, 5), atol=0.15, rtol=0)
-    assert not model.relative_power[8:].any()  # codes that never occur
-    x = model.texture(tokens, generator(1))
-    assert x.shape == (300, 128) and x.std() == pytest.approx(float(residuals.std()), rel=0.07)
-    ours, theirs = (torch.fft.rfft(v).abs().square().mean(0)[1:-1] for v in (x, residuals))
-    halves = slice(0, 31), slice(31, 63)
-    for half in halves:
-        assert ours[half].mean() == pytest.approx(float(theirs[half].mean()), rel=0.15)
-    power_of_means = x.mean(1).square().mean() / residuals.mean(1).square().mean()
-    assert power_of_means == pytest.approx(1, abs=0.3)
-    assert x.std(1).std() > 0.5 * residuals.std(1).std()  # not of one and the same series
-    assert torch.equal(x, model.texture(tokens, generator(1)))
-    nearest = torch.cdist(x, residuals).min()
-    assert (
-        nearest > 0.5 * torch.cdist(residuals, residuals).topk(2, largest=False).values[:, 1].min()
-    )
-
-
-def test_texture_is_small_where_a_few_large_errors_make_the_residuals(monkeypatch):
-    """Noise of their power all along would be unlike the data: the median says that it is rare."""
-    spikes = 0.01 * draw(200, 128, dtype=torch.float32)
-    spikes[torch.arange(200), torch.randint(10, 118, (200,), generator=generator())] = 5.0
-    tokens = torch.zeros(200, 20, dtype=torch.int64)
-    model = with_texture(monkeypatch, spikes, lambda _: tokens)
-    assert model.relative_power[0].max() < 0.01
-    assert model.texture(tokens, generator()).square().mean() < 0.01 * spikes.square().mean()
-
-
-def test_texture_is_that_of_a_train_series_with_like_codes(monkeypatch):
-    """Series of code 0 hiss, series of code 1 hum: their samples do, and by no other amplitude."""
-    white = draw(200, 129, dtype=torch.float32)
-    hum = white[:, 1:] + white[:, :-1]
-    hiss = white[:, 1:] - white[:, :-1]
-    kind = torch.arange(200) % 2
-    residuals = torch.where(kind[:, None] == 1, hum, 3 * hiss)
-    tokens = kind[:, None].repeat(1, 20)
-    tokens[:, 0] = torch.randint(2, 30, (200,), generator=generator())  # series of a kind differ
-    model = with_texture(monkeypatch, residuals, lambda _: tokens)
-    x = model.texture(tokens, generator())
-    spectrum = torch.fft.rfft(x).abs().square()  # (200, 65)
-    low = spectrum[:, :32].sum(1) / spectrum.sum(1)  # share of the lower half
-    assert low[kind == 1].min() > 0.6 and low[kind == 0].max() < 0.4
-    for k in (0, 1):
-        assert x[kind == k].std() == pytest.approx(float(residuals[kind == k].std()), rel=0.1)
-    few = model.amplitudes[:3], model.averages[:3]  # a train split of three series
-    model.amplitudes, model.averages = few
-    assert model.texture(tokens, generator()).isfinite().all()
-
-
-@pytest.mark.parametrize("bands", [1, 2])
-def test_texture_comes_where_the_codes_say(monkeypatch, bands):
-    """Code 1 stands over noise in the second half of the series, code 0 over silence."""
-    residuals = draw(200, 128, dtype=torch.float32)
-    residuals[:, :64] *= 0.01
-
-    def tokens(model):  # of two bands: those of the low one count for nothing
-        H, W = model.bands[-1].grid
-        codes = (torch.arange(W) >= W // 2).long().repeat(200, H)  # (200, H W)
-        codes = codes + (bands - 1) * model.config.n_codes
-        return torch.cat(
-            [torch.ones(200, n, dtype=torch.int64) for n in model.sizes[:-1]] + [codes], 1
-        )
-
-    model = with_texture(monkeypatch, residuals, tokens, bands=bands, latent_width_high=16)
-    assert model.relative_power[1].min() > 1.5 and model.relative_power[0].max() < 0.05
-    x = model.texture(tokens(model), generator())
-    assert x[:, 70:].std() == pytest.approx(float(residuals[:, 70:].std()), rel=0.1)
-    assert x[:, :58].std() < 0.15
-    frames = model.codes_of_bins(tokens(model))
-    assert (
-        frames.shape == (200, 5, 65)
-        and frames[:, :, 40:].eq(1).all()
-        and not frames[:, :, :30].any()
-    )
-
-
 # ---- ncvqvae: losses (§3.3) ----
 
 
@@ -1145,17 +1048,6 @@ def test_every_series_keeps_its_class_through_sampling(monkeypatch):
     series = prior.sample(ByClass(N), model, labels, generator(), Config())
     tokens = labels[:, None].expand(-1, N)
     torch.testing.assert_close(series, model.series(tokens))
-    with pytest.raises(InputError, match="stage1.pt is from before"):
-        prior.sample(ByClass(N), model, labels, generator(), Config(texture=1))
-    model.amplitudes = draw(9, 21, dtype=torch.float32).abs()
-    model.averages = draw(9, model.config.width, dtype=torch.float32)
-    model.relative_power = torch.ones(model.config.n_codes, 5)
-    calls, texture = [], model.texture
-    monkeypatch.setattr(model, "texture", lambda *c: calls.append(c) or texture(*c))
-    rough = prior.sample(ByClass(N), model, labels, generator(), Config(texture=1))
-    assert torch.equal(torch.cat([c[0] for c in calls]), tokens)  # each series gets that of its own
-    expected = torch.cat([texture(t, generator(7)) for t, _ in calls])
-    torch.testing.assert_close((rough - series).std(), expected.std(), rtol=0.2, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -1957,7 +1849,6 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatc
         "decode_steps": (1, samples),
         "choice_temperature": (0.0, samples),
         "guidance": (3.0, {"cas", "cas_on_recon"}),
-        "texture": (1, samples | {"fid_recon", "nn_ratio_recon"}),
         "fcn_epochs": (1, of_fcn),
         "fcn_steps": (7, of_fcn),
         "cas_epochs": (2, cas),
@@ -1990,7 +1881,7 @@ def test_every_field_of_the_evaluation_changes_what_it_says(tmp_path, monkeypatc
             np.load(folder / "samples.npz")["X"] for folder in (tmp_path / "a/own/r/s", run)
         )
         same = np.array_equal(before, after)
-        of_sampling = ("decode_steps", "choice_temperature", "guidance", "texture")
+        of_sampling = ("decode_steps", "choice_temperature", "guidance")
         assert same == (name not in of_sampling), name
 
 
@@ -2484,10 +2375,6 @@ def test_a_step_of_stage_1_stays_on_the_device(meta, method, views, bands):
     model.eval()
     for tokens in (model.tokens(x), model.tokens(x, 1.0)):
         assert model.series(tokens).device == tokens.device == meta
-    model.amplitudes = torch.zeros(3, 21, device=meta)
-    model.averages = torch.zeros(3, bands * model.config.width, device=meta)
-    model.relative_power = torch.zeros(32, 5, device=meta)
-    assert model.texture(tokens).device == meta
     encoded = ncvqvae.encode_split(model, torch.zeros(8, 40))  # a split is moved batch by batch
     assert all(v.device == meta for v in encoded.values())
 
@@ -2546,13 +2433,12 @@ def test_training_stays_on_the_device(tmp_path, monkeypatch, meta):
     monkeypatch.setattr(prior, "load_stage1", lambda *inputs: (stage1, None))
     monkeypatch.setattr(prior, "load_prior", lambda *inputs: (None, None))
     looks = []
-    monkeypatch.setattr(ncvqvae, "measure_texture", lambda model, x: looks.append(x))  # on a CPU
     monkeypatch.setattr(prior, "prior_loss", lambda p, *inputs: looks.extend(inputs))
     ncvqvae.train_stage1(tmp_path / "r", config, d)
     prior.train_stage2(tmp_path / "r", config, d)
     evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path, "fcn")
     assert steps == ["stage1"] * 2 + ["stage2"] * 2 + ["fcn"]
-    assert len(looks) == 3 and all(t.device == meta for t in looks)
+    assert len(looks) == 2 and all(t.device == meta for t in looks)
     p, saved = Prior(config, torch.zeros(64, 16), stage1.sizes, 3).to(meta), []
     monkeypatch.setattr(prior, "load_stage2", lambda *inputs: (p, stage1, dict(data=d.info())))
     monkeypatch.setattr(prior, "save_samples", lambda *inputs, X: saved.append(X))
@@ -2874,38 +2760,6 @@ def test_vibcreg_alone_is_whitened():
         model = tiny_model(method=method, augmentation="slice").train()
         (p,) = model.projector(draw(99, 32, dtype=torch.float32))
         assert (p.mean(0).abs().max().item() < 1e-4) == (method == "vibcreg")  # IterNorm centres
-
-
-def test_texture_is_of_train_residuals(tmp_path):
-    own = own_data(tmp_path)
-    model = ncvqvae.train_stage1(tmp_path / "r", tiny_config(dataset=own, stage1_steps=3))
-    x = data.load_dataset(own).x_train
-    residuals = x - ncvqvae.encode_split(model, x)["x_hat"]
-    expected = torch.fft.rfft(residuals[torch.randperm(24, generator=generator(0))]).abs()
-    torch.testing.assert_close(model.amplitudes, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_texture_has_mean_0_everywhere_and_five_sources(monkeypatch):
-    tokens = torch.zeros(400, 20, dtype=torch.int64)
-    model = with_texture(monkeypatch, draw(400, 128, dtype=torch.float32), lambda _: tokens)
-    assert model.texture(tokens, generator()).mean(0).abs().max() < 0.3  # 6 standard errors
-    model.averages = torch.arange(9.0)[:, None] + torch.zeros(9, 16)
-    model.amplitudes = 100 * F.one_hot(10 + 5 * torch.arange(9), 65).float()
-    model.relative_power = torch.ones(32, 5)
-    peaks = torch.fft.rfft(model.texture(tokens, generator())).abs().argmax(1)
-    assert len(peaks.unique()) == 5
-
-
-def test_relative_power_is_of_the_codes_of_each_bin(monkeypatch):
-    residuals = draw(60, 128, dtype=torch.float32)
-    tokens = torch.randint(0, 3, (60, 20), generator=generator())
-    model = with_texture(monkeypatch, residuals, lambda _: tokens)
-    power = ncvqvae.stft(residuals).square().sum(1)
-    power, codes = power / power.mean(2, keepdim=True), model.codes_of_bins(tokens)
-    for h, median in enumerate((0.4549, *[math.log(2)] * 3, 0.4549)):
-        for k in range(3):
-            expected = power[:, h][codes[:, h] == k].median() / median
-            torch.testing.assert_close(model.relative_power[k, h], expected)
 
 
 def test_as_many_are_drawn_as_large_splits_have(monkeypatch):

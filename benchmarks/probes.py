@@ -34,7 +34,6 @@ from evaluate import (
     frechet_distance,
     inception_score,
     probe,
-    reconstructions,
     shared_folder,
     train_fcn,
 )
@@ -160,7 +159,7 @@ def parts(run_dir):
     scores = []
     for x, labels in (
         (dataset.x_test, dataset.y_test),
-        (reconstructions(model, encoded_test, config), dataset.y_test),
+        (encoded_test["x_hat"], dataset.y_test),
         (conditional, y),
     ):
         features, p = classify(fcn, x)

@@ -27,6 +27,7 @@ from data import (
     Config,
     InputError,
     errors_naming,
+    known_fields,
     read_json,
     read_log,
     write_atomic,
@@ -108,7 +109,7 @@ def read_run(run_dir):
     with errors_naming(path):  # of another version, perhaps
         made_with = dict(metrics["config"])
         del made_with["sha256"]
-        config = Config(**made_with)
+        config = Config(**known_fields(path, made_with))
     starts = [record for record in read_log(run_dir) if record.get("event") == "start"]
     start = starts[0] if starts else {}
 
@@ -241,20 +242,24 @@ def write_csv(path, columns, rows):
 
 def schedules():
     """{(stage 1's settings, the later ones'): the schedule in words}, of what is compared."""
-    # Runs of the same presets from before they changed: `best` had the 800 steps of `fast` and no
-    # texture. Where there is no steps_per_class, cas_steps=40 were steps a class, and fcn_lr was
-    # the thesis'.
-    before = {"stage1_warmup": 0, "stage1_steps": 800, "texture": 0}
-    long_before = before | {"cas_steps": 40, "steps_per_class": 0, "fcn_lr": Config.fcn_lr}
+    # Runs of the same presets from before they changed: `best` was `fast` with other steps of the
+    # prior and other decoding. Where there is no steps_per_class, cas_steps=40 were steps a class,
+    # and fcn_lr was the thesis'.
+    former = {
+        "fast": PRESETS["fast"] | {"stage1_warmup": 0},
+        "best": PRESETS["fast"]
+        | {"stage1_warmup": 0, "stage2_steps": 4000, "decode_steps": 20, "guidance": 2.0},
+    }
+    long_before = {"cas_steps": 40, "steps_per_class": 0, "fcn_lr": Config.fcn_lr}
     words_of = {}
     for precision in ("float32", "bf16"):
         for preset in ("thesis", "fast", "best"):
             values = PRESETS[preset] | {"precision": precision}
             words_of[settings(Config(**values))] = f"{preset}, {precision}"
-            if preset != "thesis":
-                for edition, earlier in ((NO_WARMUP, before), (EARLIER, long_before)):
-                    words = f"{preset}, {precision}{edition}"
-                    words_of[settings(Config(**values | earlier))] = words
+            if preset in former:
+                for edition, change in ((NO_WARMUP, {}), (EARLIER, long_before)):
+                    earlier = former[preset] | change | {"precision": precision}
+                    words_of[settings(Config(**earlier))] = f"{preset}, {precision}{edition}"
         shorter = Config(precision=precision, cas_epochs=100)
         words_of[settings(shorter)] = f"thesis, {precision}"
     return words_of

@@ -522,11 +522,15 @@ def test_settings_that_came_later_have_their_default_and_gone_ones_are_named(tmp
         torch.save(checkpoint, run / file)
     fields = data.read_json(run / "config.json")
     del fields["latent_width_high"], fields["steps_per_class"]
+    fields["texture"] = 0  # gone, and this run had none
     data.write_json(run / "config.json", fields)
     assert data.read_config(run) == config
     assert evaluate.evaluate_run(run)["cas"] == m["cas"]
     with pytest.raises(InputError, match="latent_width_high = 32, this run has 16"):
         ncvqvae.train_stage1(run, dataclasses.replace(config, latent_width_high=16))
+    data.write_json(run / "config.json", fields | dict(texture=1))
+    with pytest.raises(InputError, match="config.json: has a setting texture, which is gone"):
+        data.read_config(run)
     data.write_json(run / "config.json", fields | dict(annealing=3))
     with pytest.raises(InputError, match="config.json: has a setting annealing, which is gone"):
         data.read_config(run)

@@ -552,8 +552,8 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
     parser = data.Parser()
     data.add_flags(parser)
     best = dataclasses.asdict(Config(**data.PRESETS["best"]))
-    for words, steps in (([], 20), (["--preset", "fast"], 10), (["--preset", "thesis"], 10)):
-        assert data.make_config(parser.parse_args(words), best).decode_steps == steps
+    for words, width in (([], 32), (["--preset", "fast"], 8), (["--preset", "thesis"], 8)):
+        assert data.make_config(parser.parse_args(words), best).latent_width == width
     for words, message in (
         (["--zeta"], "expected one argument"),
         (["--zet", "1"], "unrecognized"),
