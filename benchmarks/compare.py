@@ -245,7 +245,7 @@ def questions(cells):
 
 
 def higher_fid(found):
-    """How many non-contrastive models have a higher FID than naive: a sentence."""
+    """How many non-contrastive models have a higher FID than naive, and beyond noise: a line."""
     chosen = [d for d in found if d.metric == "fid" and d.ours is not None]
     higher = [d for d in chosen if not is_gain(d.ours, "fid")]
     beyond = [d for d in higher if d.our_star]
@@ -255,8 +255,8 @@ def higher_fid(found):
     if not known:
         return f"{text}. Its noise is not known: no set has four models with two seeds.\n"
     return (
-        f"{text}. Of the {len(known)} whose noise is known it is higher beyond noise for "
-        f"{len(beyond)}, lower for {len(lower)}.\n"
+        f"{text}; of the {len(known)} whose noise is known for {len(beyond)} beyond noise, and lower "
+        f"for {len(lower)}.\n"
     )
 
 
