@@ -50,6 +50,7 @@ from evaluate import (
     nearest_neighbour_ratio,
     precision_recall_density_coverage,
     probe,
+    score_prior,
 )
 from ncvqvae import encode_split, train_stage1
 from prior import class_proportions, load_stage2, sample, train_stage2
@@ -301,13 +302,16 @@ def stage1(trial):
 def stage2(trial):
     """A prior, judged by samples of its classes, with CAS, and of none."""
     run, models, minutes = trial.prior(trial.title)
-    encoded = encode_split(models[1], trial.dataset.x_test)
+    train, test = (
+        encode_split(models[1], x) for x in (trial.dataset.x_train, trial.dataset.x_test)
+    )
+    of_prior = score_prior(models[0], trial.dataset, train, test) | {"minutes": minutes}
     for how in ((10, 4, 1), (20, 4, 1), (20, 4, 2)):
         x, labels, row = draw(trial, models, "class", how)
-        yield row | cas_of(x, labels, trial, run, encoded["x_hat"]) | {"minutes": minutes}
+        yield row | cas_of(x, labels, trial, run, test["x_hat"]) | of_prior
     for how in ((10, 4, 1), (20, 4, 1)):
         _, _, row = draw(trial, models, "free", how)
-        yield row | {"minutes": minutes}
+        yield row | of_prior
 
 
 def decoding(trial):
@@ -379,7 +383,7 @@ SAMPLING = ("sampled", "passes", "noise", "guidance")
 STAGE1 = ("recon", "knn", "svm", "accuracy")
 NEAR = ("recall", "coverage", "nn_ratio")
 SAMPLES = ("own", "fid_class", "fid", "is", *NEAR, "cas", "cas_on_recon", "shares")
-COST = ("minutes", "sampling")
+COST = ("prior_loss_train", "prior_loss", "minutes", "sampling")
 COLUMNS = (*TRIAL, *SAMPLING, *STAGE1, *SAMPLES, *COST)
 
 
@@ -397,15 +401,15 @@ def table(out, results):
     write_csv(results / "fast.csv", COLUMNS, rows)
     text = """# Trials on held-out fifths of train splits
 
-NAME-0 is the first of five folds. What a trial changes is relative to the fast preset and
-vibcreg-slice; `naive: 4000 steps` is the trial `4000 steps` on the stage 1 of the trial `naive`.
-`texture` is a setting that is gone: it added noise to samples, like the residual of a train series
-with similar codes (`of any series`: of any). recall, coverage, nn_ratio and CAS are of samples of a
+NAME-0 is the first of five folds. What a trial changes is relative to the fast preset and vibcreg-
+slice; `naive: 4000 steps` is the trial `4000 steps` on the stage 1 of the trial `naive`. `texture`
+is a setting that is gone: it added noise to samples, like the residual of a train series with
+similar codes (`of any series`: of any). recall, coverage, nn_ratio and CAS are of samples of a
 class; in stage 1 of reconstructions (recall, coverage, CAS: of those that trained it).
-cas_on_recon: what the classifiers behind CAS score on the reconstructed held-out fifth. Minutes:
-one core of two in use. FID of TwoPatterns-0 in `no warm-up` and `no warm-up: ...` is by a
-classifier of 600 steps at 1e-3, CAS there by 40 steps a class, as the preset then had them: these
-compare with one another alone.
+cas_on_recon: what the classifiers behind CAS score on the reconstructed held-out fifth. prior_loss:
+of the held-out fifth. Minutes: one core of two in use. FID of TwoPatterns-0 in `no warm-up` and `no
+warm-up: ...` is by a classifier of 600 steps at 1e-3, CAS there by 40 steps a class, as the preset
+then had them: these compare with one another alone.
 """
     for kind in KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]
