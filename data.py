@@ -1352,15 +1352,16 @@ GONE_FIELDS = {"texture": 0}  # and the value by which a run is the same without
 
 
 def known_fields(path, values):
-    """A run's saved settings without those that are gone and meant nothing in it.
+    """A file's saved settings without those that are gone and meant nothing in it.
 
-    InputError for others that this version of the program does not have.
+    The sha256 of the data may be among them. InputError for others that this version of the program
+    does not have.
     """
     values = dict(values)
     for name, without in GONE_FIELDS.items():
         if values.get(name) == without:
             del values[name]
-    unknown = sorted(set(values) - set(Config.__dataclass_fields__))
+    unknown = sorted(set(values) - {*Config.__dataclass_fields__, "sha256"})
     if unknown:
         raise InputError(
             f"{path}: has a setting {', '.join(unknown)}, which is gone; use the version that "
@@ -1374,6 +1375,7 @@ def check_same(path, saved, wanted):
 
     A setting that the file lacks did not exist when it was made: today's default stands for it.
     """
+    saved = known_fields(path, saved)
     for name, value in sorted(wanted.items()):
         before = saved.get(name, getattr(Config, name, None))
         if before == value:

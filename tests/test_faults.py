@@ -531,6 +531,10 @@ def test_settings_that_came_later_have_their_default_and_gone_ones_are_named(tmp
     data.write_json(run / "config.json", fields | dict(texture=1))
     with pytest.raises(InputError, match="config.json: has a setting texture, which is gone"):
         data.read_config(run)
+    made_with = m | {"config": m["config"] | {"texture": 1}}
+    data.write_json(run / "metrics.json", made_with)
+    with pytest.raises(InputError, match="metrics.json: has a setting texture, which is gone"):
+        evaluate.evaluate_run(run, config)
     data.write_json(run / "config.json", fields | dict(annealing=3))
     with pytest.raises(InputError, match="config.json: has a setting annealing, which is gone"):
         data.read_config(run)
