@@ -171,7 +171,9 @@ class FCN(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             # "same" for width 8: 3 before, 4 behind (ledger 30); torch would warn of it.
             h = self.convs(F.pad(x, (3, 4))[:, None, None])  # (B, P, 1, L)
-        return h.float().mean((2, 3))
+        # The mean over (B, 1, L, P), its order in memory: the gradient then has the same order, and
+        # a training step on a CPU takes an eighth less time in bf16.
+        return h.permute(0, 2, 3, 1).float().mean((1, 2))
 
     def forward(self, x):
         return self.head(self.features(x))
