@@ -3,6 +3,7 @@
 python -m benchmarks.probes train_mode runs/Symbols/*/seed*   # the published way (ledger 12)
 python -m benchmarks.probes cas runs/Symbols/*/seed*          # by the thesis' schedule (ledger 34)
 python -m benchmarks.probes parts runs/ > results/parts.md    # real, reconstructed, generated
+python -m benchmarks.probes spectrum RUN ... > results/spectrum.md  # what reconstructions lack
 """
 
 import copy
@@ -217,11 +218,77 @@ def shares_text(train, test, drawn):
     return " / ".join(texts)
 
 
+def spectrum(x, x_hat, cuts):
+    """Series x (n, L) and reconstructions, cut in two at frequencies -> a list of a dict per cut.
+
+    k counts periods a series. power: the share of x's power at k and above; error: the power of
+    x - x_hat there over x's there, 1 where a reconstruction has nothing. low: x_hat below k and x
+    from k on; high: x below k and x_hat from k on.
+    """
+    of_x, of_x_hat = torch.fft.rfft(x), torch.fft.rfft(x_hat)  # (n, L // 2 + 1)
+    power = of_x.abs().square().sum(0)  # (L // 2 + 1)
+    error = (of_x - of_x_hat).abs().square().sum(0)
+    rows = []
+    for k in cuts:
+        low = torch.cat([of_x_hat[:, :k], of_x[:, k:]], 1)
+        high = torch.cat([of_x[:, :k], of_x_hat[:, k:]], 1)
+        rows.append(
+            {
+                "k": k,
+                "power": float(power[k:].sum() / power.sum()),
+                "error": float(error[k:].sum() / power[k:].sum()),
+                "low": torch.fft.irfft(low, n=x.shape[1]),
+                "high": torch.fft.irfft(high, n=x.shape[1]),
+            }
+        )
+    return rows
+
+
+def command_spectrum(run_dirs):
+    """Print spectrum.md of finished runs: which frequencies of reconstructions FID hangs on."""
+    print("""# What reconstructions lack, by frequency
+
+The test split and its reconstructions, cut in two at k periods a series. power: the share of a
+series' power from k on. error: that of what the reconstruction misses there, over the power there;
+1 where it has nothing. Then FID, and the share that the classifier behind it puts into the right
+class, of series that are reconstructed below k and real from k on, and of the opposite. At k = 0
+the opposite is the reconstruction whole.
+""")
+    columns = ["run", "preset", "k", "power", "error", "FID, own class: reconstructed below k"]
+    print(markdown([*columns, "reconstructed from k on"], []), end="")
+    words_of = schedules()
+    for row in find_runs(run_dirs):
+        run_dir = row["run_dir"]
+        config = read_config(run_dir)
+        dataset = load_dataset(config.dataset)
+        model, _ = load_stage1(run_dir, config, dataset)
+        fcn, _, _ = dataset_fcn(shared_folder(run_dir), dataset, fcn_config(config, dataset))
+        x = dataset.x_test
+        real, _ = classify(fcn, x)
+        cuts = [0, *(k for k in (8, 16, 32, 64, 128, 256) if k < dataset.length // 2)]
+        name = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
+        words = words_of.get((row["stage1_settings"], row["later_settings"]), "")
+        for part in spectrum(x, encode_split(model, x)["x_hat"], cuts):
+            cells = [name, words, str(part["k"]), f"{part['power']:.2g}", f"{part['error']:.2f}"]
+            for half in ("low", "high"):
+                features, p = classify(fcn, part[half])
+                own = accuracy(p, dataset.y_test)
+                cells.append(f"{frechet_distance(features, real):.3f}, {own:.3f}")
+            print(markdown_row(cells), flush=True)
+
+
 def main():
-    commands = {"train_mode": command_train_mode, "cas": command_cas, "parts": command_parts}
+    commands = {
+        "train_mode": command_train_mode,
+        "cas": command_cas,
+        "parts": command_parts,
+        "spectrum": command_spectrum,
+    }
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=commands)
-    parser.add_argument("folders", nargs="+", help="finished runs; for parts folders of runs")
+    parser.add_argument(
+        "folders", nargs="+", help="finished runs; for parts and spectrum also folders of runs"
+    )
     args = parser.parse_args()
     commands[args.command](args.folders)
 

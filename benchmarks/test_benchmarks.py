@@ -559,6 +559,20 @@ def test_probing_in_train_mode_moves_a_copy_alone():
     assert tuple(moved) == PROBES and moved["recon_train_mode"] != pytest.approx(frozen)
 
 
+def test_spectrum_cuts_a_series_and_its_reconstruction_at_a_frequency():
+    t = 2 * math.pi * torch.arange(64, dtype=torch.float64) / 64
+    slow, quick = torch.sin(3 * t)[None], 0.5 * torch.cos(20 * t)[None]
+    whole, part = probes.spectrum(slow + quick, 0.75 * slow, cuts=(0, 8))
+    torch.testing.assert_close(whole["low"], slow + quick)
+    torch.testing.assert_close(whole["high"], 0.75 * slow)
+    assert whole["power"] == pytest.approx(1)
+    assert whole["error"] == pytest.approx((0.25**2 + 0.5**2) / (1 + 0.5**2))
+    torch.testing.assert_close(part["low"], 0.75 * slow + quick)
+    torch.testing.assert_close(part["high"], slow)
+    assert part["power"] == pytest.approx(0.5**2 / (1 + 0.5**2))
+    assert part["error"] == pytest.approx(1)
+
+
 def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "draw_figures", lambda *inputs: None)
     run = tmp_path / "own/vibcreg-slice/seed1"
@@ -588,6 +602,12 @@ def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monk
     probes.command_parts([tmp_path])
     text = capsys.readouterr().out
     assert "| own/vibcreg-slice/seed1 |  | 1.0" in text and " | 25:25:50 / 25:25:50 / " in text
+    probes.command_spectrum([tmp_path])
+    first = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| own"))
+    assert "| own/vibcreg-slice/seed1 |  | 0 | 1 | " in first
+    _, below, above, _ = first.rsplit("|", 3)
+    assert below.split(", ")[1].strip() == f"{m['fcn_accuracy']:.3f}"
+    assert float(above.split(",")[0]) == pytest.approx(m["fid_recon"], rel=1e-2, abs=1e-3)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     tied = tied_prior.tie(tmp_path / "tied", run)
     saved = torch.load(tmp_path / "tied/own/vibcreg-slice/seed1/stage2.pt")["state"]
