@@ -293,6 +293,7 @@ PRESETS["best"] = PRESETS["fast"] | {  # four times the tokens, and steps to lea
     "latent_width": 32,
     "stage1_steps": 3200,
     "stage2_steps": 4000,
+    "choice_temperature": 16.0,  # nearly a random order of places
 }
 PRESETS["toy"] = PRESETS["fast"] | {
     "stage1_steps": 300,
