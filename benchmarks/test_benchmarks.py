@@ -371,6 +371,15 @@ def test_noise_of_fid_is_of_seeds_of_the_same_schedule():
     asked = compare.questions(grid(seeds + others + thesis))
     assert "6 of 6 models; of the 6 whose noise is known for 6 beyond noise" in asked["rq3"]
     assert "By `fast`:" in asked["rq3"] and "| Symbols | 6 | 1–2 | +5.25 [" in asked["rq3"]
+    best = settings(Config(**data.PRESETS["best"], precision="bf16"))
+    better = [
+        row_of("naive-none", 1, *best, fid=2.0, coverage=0.5),
+        row_of("vibcreg-gauss", 1, *best, fid=1.5, coverage=0.625),
+    ]
+    of_best = compare.questions(grid([*seeds, *others, *better]))
+    _, table = of_best["rq3"].split("By `best`:")
+    assert "| Symbols | 1 | 1 | -0.50 [" in table and "|  | +0.12 |  |" in table
+    assert of_best["rq1"] == asked["rq1"]  # of tokens `best` is no model of the thesis'
     asked = compare.questions(grid(seeds + others[:8] + thesis))  # three models are too few
     assert "whose noise is known" not in asked["rq3"]
 
