@@ -294,6 +294,7 @@ PRESETS["best"] = PRESETS["fast"] | {  # four times the tokens, and steps to lea
     "stage1_steps": 3200,
     "stage2_steps": 4000,
     "choice_temperature": 16.0,  # nearly a random order of places
+    "guidance": 1.5,
 }
 PRESETS["toy"] = PRESETS["fast"] | {
     "stage1_steps": 300,
