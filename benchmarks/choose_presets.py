@@ -124,10 +124,7 @@ for epochs, batch in ((5, 64), (10, 64), (20, 64), (20, 256)):
 
 # (passes, noise on the confidence, guidance) of samples of a class and of none; the first is the
 # thesis'. Earlier trials in fast.csv had more; 1e6 makes the order random.
-DECODING = {
-    "class": ((10, 4, 1), (10, 16, 1), (10, 16, 1.5)),
-    "free": ((10, 4, 1), (10, 16, 1)),
-}
+DECODING = {"class": ((10, 4, 1), (10, 16, 1), (10, 16, 1.5)), "free": ((10, 4, 1), (10, 16, 1))}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -441,7 +438,7 @@ def ingredients(rows):
         ways = []  # of samples of a class; those of none have no guidance
         for row in of_trial:
             if row["sampled"] == "class":
-                ways.append(f"{row['passes']:g} x {row['guidance']:g}")
+                ways.append(f"{shown(row['passes'])} x {shown(row['guidance'])}")
         line = [*names, f"{of_trial[0]['minutes']:.1f}", " / ".join(ways)]
         for metric in ("own", "fid_class", "cas", "fid"):
             values = [shown(row[metric]) for row in of_trial if metric in row]

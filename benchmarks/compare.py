@@ -63,7 +63,6 @@ METRICS = (
     "cas_on_recon",
     "cas_thesis",
 )
-UNPUBLISHED = ("coverage", "cas", "cas_on_recon")  # published is cas_thesis
 
 
 def headline(cells):
@@ -181,10 +180,11 @@ def starred_rows(found):
             if d.metric == metric and d.ours is not None:
                 ours.append(verdict(d.ours, d.our_star, metric))
                 theirs.append(verdict(d.published, d.published_star, metric))
+        is_published = any(d.published is not None for d in found if d.metric == metric)
         lines["rows"].append(str(len(ours)))
         for name, word in (("gains", "gain"), ("losses", "loss")):
             cell = str(ours.count(word))
-            if metric not in UNPUBLISHED:
+            if is_published:
                 cell += f" [{theirs.count(word)}]"
             lines[name].append(cell if ours else "")
         in_both = list(zip(ours, theirs, strict=True)).count(("gain", "gain"))
@@ -564,9 +564,8 @@ def samples(rows):
             counts = ", ".join(map(str, sorted(here[key])))
             line = [dataset, "-".join(model), preset, bands, counts]
             lines.append(line + [shown(value) for value in means.values()])
-        for model in SAMPLE_MODELS:
-            if model not in {key[3] for key in here}:
-                continue
+        ran = {key[3] for key in here}
+        for model in (model for model in SAMPLE_MODELS if model in ran):
             theirs = [published(dataset, model, metric) for metric in SAMPLE_SCORES]
             values = [f"{each['mean']:.3f}" if each else "" for each in theirs]
             lines.append([dataset, "-".join(model), "published", "1", "four", *values, ""])

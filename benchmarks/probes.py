@@ -134,6 +134,21 @@ def command_cas(run_dirs):
         print(markdown_row(cells), flush=True)
 
 
+def load_judged(run_dir):
+    """A run's dataset, stage 1 and the classifier behind its FID, trained where it is not there."""
+    config = read_config(run_dir)
+    dataset = load_dataset(config.dataset)
+    model, _ = load_stage1(run_dir, config, dataset)
+    fcn, _, _ = dataset_fcn(shared_folder(run_dir), dataset, fcn_config(config, dataset))
+    return dataset, model, fcn
+
+
+def name_cells(row, words_of):
+    """The cells that name a run: `Symbols/naive-none/seed1` and its schedule in words, or ""."""
+    name = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
+    return [name, words_of.get((row["stage1_settings"], row["later_settings"]), "")]
+
+
 def parts(run_dir):
     """Scores of real test series, their reconstructions and conditional samples; class shares.
 
@@ -141,11 +156,8 @@ def parts(run_dir):
     to the test split's shares. Shares (K) in train, test and, as the classifier sees them,
     unconditional samples.
     """
-    config = read_config(run_dir)
-    dataset = load_dataset(config.dataset)
+    dataset, model, fcn = load_judged(run_dir)
     n_classes = len(dataset.classes)
-    model, _ = load_stage1(run_dir, config, dataset)
-    fcn, _, _ = dataset_fcn(shared_folder(run_dir), dataset, fcn_config(config, dataset))
     conditional, y = labelled_samples(run_dir, dataset)
     samples = read_arrays(Path(run_dir) / "samples.npz", ("X_unconditional",))
     unconditional = dataset.standardise(samples["X_unconditional"][:, 0])
@@ -200,8 +212,7 @@ classes: half the sum of their distances from the test split's, train / samples)
         if row["cas"] is None:  # no samples of classes
             continue
         (real, reconstructed, conditional), shares = parts(row["run_dir"])
-        words = words_of.get((row["stage1_settings"], row["later_settings"]), "")
-        cells = [f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}", words]
+        cells = name_cells(row, words_of)
         for scores in (real[1:], reconstructed, conditional, (row["fid"], row["is"])):
             cells.append(", ".join(f"{value:.3f}" for value in scores))
         cells.append(shares_text(*shares))
@@ -258,18 +269,13 @@ the opposite is the reconstruction whole.
     print(markdown([*columns, "reconstructed from k on"], []), end="")
     words_of = schedules()
     for row in find_runs(run_dirs):
-        run_dir = row["run_dir"]
-        config = read_config(run_dir)
-        dataset = load_dataset(config.dataset)
-        model, _ = load_stage1(run_dir, config, dataset)
-        fcn, _, _ = dataset_fcn(shared_folder(run_dir), dataset, fcn_config(config, dataset))
+        dataset, model, fcn = load_judged(row["run_dir"])
         x = dataset.x_test
         real, _ = classify(fcn, x)
         cuts = [0, *(k for k in (8, 16, 32, 64, 128, 256) if k < dataset.length // 2)]
-        name = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
-        words = words_of.get((row["stage1_settings"], row["later_settings"]), "")
         for part in spectrum(x, encode_split(model, x)["x_hat"], cuts):
-            cells = [name, words, str(part["k"]), f"{part['power']:.2g}", f"{part['error']:.2f}"]
+            cells = name_cells(row, words_of)
+            cells += [str(part["k"]), f"{part['power']:.2g}", f"{part['error']:.2f}"]
             for half in ("low", "high"):
                 features, p = classify(fcn, part[half])
                 own = accuracy(p, dataset.y_test)
