@@ -40,11 +40,11 @@ from benchmarks.rows import (
     published,
     schedule,
     schedules,
+    settings,
     star,
     values_of,
-    without_precision,
 )
-from data import THESIS_SETS, Config
+from data import PRESETS, THESIS_SETS, Config
 
 # ---------------------------------------------------------------------------------------------
 # Naive against non-contrastive
@@ -538,6 +538,9 @@ SAMPLE_SCORES = (
     "cas_thesis",
 )
 SAMPLE_MODELS = (NAIVE, ("vibcreg", "slice"), ("vibcreg", "gauss"))
+# What `fast` and `best` change for two bands: the low band has 8 frames, the high one 32, as in
+# TimeVQVAE, whatever the preset has in one band.
+TWO_BANDS = {"bands": 2, "latent_width": Config.latent_width}
 # TimeVQVAE (Lee et al. 2023: naive, two bands), means; FID and IS are by another classifier.
 TIMEVQVAE = {
     "Wafer": {"cas_thesis": 0.994},
@@ -585,16 +588,17 @@ another classifier (ledger 15), published CAS by the schedule of cas_thesis (led
 
 def sample_cells(rows):
     """{(dataset, preset, bands, model): {seed: row}} of runs that differ in nothing else."""
-    words_of = schedules()
+    preset_and_bands = {}  # of a row's settings
+    for preset in ("fast", "best"):
+        for bands, fields in (("1", {}), ("2", TWO_BANDS)):
+            config = Config(**PRESETS[preset] | {"precision": "bf16"} | fields)
+            preset_and_bands[settings(config)] = (preset, bands)
     found = {}
     for row in rows:
-        one_band = re.sub(r"bands=2 ?", "", row["stage1_settings"]).strip()
-        bands = "1" if one_band == row["stage1_settings"] else "2"
-        words = words_of.get((one_band, row["later_settings"]))
         model = (row["method"], row["augmentation"])
-        if words in (FAST, BEST) and model in SAMPLE_MODELS and is_whole(row):
-            key = (row["dataset"], without_precision(words), bands, model)
-            found.setdefault(key, {})[row["seed"]] = row
+        which = preset_and_bands.get((row["stage1_settings"], row["later_settings"]))
+        if which and model in SAMPLE_MODELS and is_whole(row):
+            found.setdefault((row["dataset"], *which, model), {})[row["seed"]] = row
     return found
 
 
@@ -632,12 +636,12 @@ def ablation_cells(rows):
     return dict(sorted(found.items()))
 
 
-def stage1_words(settings):
+def stage1_words(stage1_settings):
     """The first schedule that has these settings of stage 1, or, in lack of one, the settings."""
     for (first, _), words in schedules().items():
-        if first == settings:
+        if first == stage1_settings:
             return words
-    return settings
+    return stage1_settings
 
 
 def ablation(rows):

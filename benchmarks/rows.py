@@ -30,6 +30,7 @@ from data import (
     known_fields,
     read_json,
     read_log,
+    warn,
     write_atomic,
 )
 from evaluate import METRICS
@@ -148,7 +149,8 @@ def export(folders, out):
     A run that is there already (same identity) is replaced.
     """
     merged = {identity(row): row for row in read_rows(out / "runs.csv")}
-    for row in find_runs(folders):
+    runs = find_runs(folders)
+    for row in runs:
         merged[identity(row)] = row
         if row["later_settings"] != "none":  # perhaps it had stopped after stage 1 and went on
             stopped = merged.pop(identity(row | {"later_settings": "none"}), None)
@@ -158,6 +160,13 @@ def export(folders, out):
     ordered = sorted(merged.values(), key=lambda row: list(map(str, identity(row))))
     write_csv(out / "runs.csv", COLUMNS, ordered)
     print(f"{out}: {len(ordered)} runs")
+    words_of = schedules()
+    others = [row["run_dir"] for row in runs if not in_grid(row, words_of)]
+    if others:
+        warn(
+            f"{len(others)} of {len(runs)} runs, {others[0]} the first, are of another dataset, "
+            "model or schedule than thesis Tables 6.1 to 6.7: runs.csv has them, TABLES.md has not"
+        )
 
 
 def log_name(row):
@@ -279,6 +288,13 @@ def is_whole(row):
     return row["complete_data"] or published == row["n_train"] + row["n_test"] + 1
 
 
+def in_grid(row, words_of):
+    """Is a run of a known schedule, one of the thesis' sets, whole, and one of its models?"""
+    model = (row["method"], row["augmentation"])
+    of_thesis = row["dataset"] in THESIS_SETS and model in MODELS
+    return bool(of_thesis and is_whole(row) and schedule(row, words_of))
+
+
 # What the presets once were: without warm-up, and before that with other classifiers too.
 NO_WARMUP = ", no warm-up"
 EARLIER = ", earlier classifiers"
@@ -302,10 +318,10 @@ def grid(rows):
     without_classifier = []
     # Of two runs by the thesis' schedule that of 1000 epochs for CAS counts: it comes last.
     for row in sorted(rows, key=lambda row: "cas_epochs=100" not in row["later_settings"]):
+        if not in_grid(row, words_of):
+            continue
         model = (row["method"], row["augmentation"])
         words = schedule(row, words_of)
-        if not (words and row["dataset"] in THESIS_SETS and model in MODELS and is_whole(row)):
-            continue
         if row["later_settings"] == "none":
             without_classifier.append((row, model, words))
             continue

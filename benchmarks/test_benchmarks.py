@@ -98,7 +98,7 @@ def fake_run(folder, seed, stages=2, recon=0.5, **fields):
     return metrics
 
 
-def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, monkeypatch):
+def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, capsys, monkeypatch):
     out = tmp_path / "results"
 
     def export(*folders):
@@ -114,9 +114,12 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, mo
     fake_run(tmp_path / "runs", 2, stages=1, recon=0.7)
     fake_run(tmp_path / "fast", 1, recon=9.0, stage1_steps=800)
     export(tmp_path / "runs")
+    assert not capsys.readouterr().err
     export(tmp_path / "fast")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     export(tmp_path / "runs", tmp_path / "fast")
+    warning = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 3 runs" in warning and str(tmp_path / "fast") in warning
     export()
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     shown = ("seed", "stage1_settings", "later_settings")
@@ -495,10 +498,12 @@ def test_samples_of_presets_and_bands_stand_above_what_was_published():
     for preset in ("thesis", "fast", "best"):
         of[preset] = settings(Config(**data.PRESETS[preset], precision="bf16"))
     two_bands = settings(Config(**data.PRESETS["fast"], precision="bf16", bands=2))
-    assert two_bands[1] == of["fast"][1]
+    of_best = data.PRESETS["best"] | {"bands": 2, "latent_width": 8}
+    best_of_two_bands = settings(Config(**of_best, precision="bf16"))
     rows = [
         row_of("vibcreg-slice", 1, *of["best"], cas=0.5, cas_thesis=0.4),
         row_of("naive-none", 1, *two_bands, cas=0.6),
+        row_of("vibcreg-slice", 3, *best_of_two_bands, cas=0.3),
         row_of("naive-none", 1, *of["fast"], cas=0.7, fid=1.0),
         row_of("naive-none", 2, *of["fast"], cas=0.9, seconds_stage2=60.0),
         row_of("naive-none", 1, of["fast"][0], "none", cas=9.0),
@@ -516,6 +521,7 @@ def test_samples_of_presets_and_bands_stand_above_what_was_published():
         ["naive-none", "fast", "1", "1, 2", "1.000", "0.800", "", "1.500"],
         ["naive-none", "fast", "2", "1", "", "0.600", "", "1.000"],
         ["vibcreg-slice", "best", "1", "1", "", "0.500", "0.400", "1.000"],
+        ["vibcreg-slice", "best", "2", "3", "", "0.300", "", "1.000"],
         ["naive-none", "published", "1", "four", "13.620", "", "0.956", ""],
         ["vibcreg-slice", "published", "1", "four", "9.740", "", "0.974", ""],
         ["TimeVQVAE", "published", "2", "", "5.6", "", "0.968", ""],
