@@ -264,6 +264,25 @@ def test_trials_of_the_presets_stand_in_a_table_each_and_stage_2_in_one_more(tmp
     assert header.startswith("kind,dataset,trial,changed,sampled,passes") and len(lines) == 4
 
 
+def test_the_way_from_real_series_to_samples_stands_in_its_order():
+    scores = {"coverage": 0.5, "cas": 0.75}
+    rows = []
+    for i, (_, kind, trial, how) in enumerate(choose_presets.ON_THE_WAY):
+        row = {"dataset": "A-0", "kind": kind, "trial": trial, "accuracy": 0.875} | scores
+        if how:
+            sampling = dict(zip(("passes", "noise", "guidance"), how, strict=True))
+            rows.append(row | sampling | {"sampled": "free", "fid": 9.0})
+            row |= sampling | {"sampled": "class", "fid_class": float(i)}
+        else:
+            row |= {"fid": float(i)}
+        rows.append(row)
+    found = choose_presets.losses([*rows[::-1], {**rows[0], "dataset": "B-0"}]).splitlines()
+    lines = [line for line in found if line.startswith("| A-0")]
+    assert lines[0] == "| A-0 | real |  |  | 0.875 |" and "B-0" not in "".join(found)
+    for i, ((name, *_), line) in enumerate(zip(choose_presets.ON_THE_WAY, lines[1:], strict=True)):
+        assert line == f"| A-0 | {name} | {i} | 0.5 | 0.75 |"
+
+
 SHORT = {"fcn_steps": 2, "cas_steps": 2, "steps_per_class": 0}
 
 
