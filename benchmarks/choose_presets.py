@@ -27,6 +27,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.rows import markdown, read_csv, write_csv, write_text
+from benchmarks.tables import fill
 from data import (
     PRESETS,
     Config,
@@ -369,7 +370,7 @@ def run_trial(trial):
 
 
 # ---------------------------------------------------------------------------------------------
-# fast.csv and fast.md
+# fast.csv and fast.md, and a table of results/README.md
 # ---------------------------------------------------------------------------------------------
 
 TRIAL = ("kind", "dataset", "trial", "changed")
@@ -382,7 +383,10 @@ COLUMNS = (*TRIAL, *SAMPLING, *STAGE1, *SAMPLES, *COST)
 
 
 def table(out, results):
-    """Merge the trials below out into fast.csv; fast.md has its rows, a table a kind."""
+    """Merge the trials below out into fast.csv; fast.md has its rows, a table a kind.
+
+    results/README.md, where there is one, gets the table of losses.
+    """
     trials = {}  # {(dataset, kind-trial): rows}
     for row in read_trials(results / "fast.csv"):
         trials.setdefault((row["dataset"], f"{row['kind']}-{row['trial']}"), []).append(row)
@@ -414,7 +418,8 @@ then had them: these compare with one another alone.
         for row in of_kind:
             lines.append([shown(row.get(name, "")) for name in columns])
         text += f"\n## {kind}\n\n{markdown(columns, lines)}"
-    write_text(results / "fast.md", f"{text}\n{ingredients(rows)}\n{losses(rows)}")
+    write_text(results / "fast.md", f"{text}\n{ingredients(rows)}")
+    fill(results / "README.md", {"losses": losses(rows)})
 
 
 def read_trials(path):
@@ -458,9 +463,9 @@ decoded: passes x guidance, the first as the thesis decodes.
 ON_THE_WAY = (
     ("reconstructed, width 8", "stage1", "naive", ()),
     ("reconstructed, width 32", "stage1", "naive, width 32", ()),
-    ("drawn, decoded as in the thesis", "decoding", "naive, width 32: 4000 steps", (10, 4, 1)),
-    ("noise 16", "decoding", "naive, width 32: 4000 steps", (10, 16, 1)),
-    ("noise 16, guidance 1.5", "decoding", "naive, width 32: 4000 steps", (10, 16, 1.5)),
+    ("drawn as in the thesis", "decoding", "naive, width 32: 4000 steps", (10, 4, 1)),
+    ("with noise 16", "decoding", "naive, width 32: 4000 steps", (10, 16, 1)),
+    ("and guidance 1.5", "decoding", "naive, width 32: 4000 steps", (10, 16, 1.5)),
 )
 
 
@@ -476,17 +481,11 @@ def losses(rows):
         here = [found.get((dataset, *key)) for _, *key in ON_THE_WAY]
         if None in here:
             continue
-        lines.append([dataset, "real", "", "", shown(here[0]["accuracy"])])
-        for (name, *_), row in zip(ON_THE_WAY, here, strict=True):
-            fid = row["fid_class"] if "fid_class" in row else row["fid"]
-            lines.append([dataset, name, shown(fid), shown(row["coverage"]), shown(row["cas"])])
-    return f"""## Where samples lose
-
-Naive. What stage 1, the prior and its decoding each cost: FID against the held-out fifth, its
-coverage, and CAS, of the real four fifths, of the reconstructed ones (FID: of the reconstructed
-held-out fifth), and of samples of classes by a prior of 4,000 steps on width 32.
-
-{markdown(["dataset", "what", "FID", "coverage", "CAS"], lines)}"""
+        fids = [shown(row["fid_class"] if "fid_class" in row else row["fid"]) for row in here]
+        lines.append([dataset, "CAS", shown(here[0]["accuracy"]), *(shown(r["cas"]) for r in here)])
+        lines.append([dataset, "FID", "", *fids])
+        lines.append([dataset, "coverage", "", *(shown(row["coverage"]) for row in here)])
+    return markdown(["dataset", "score", "real", *(name for name, *_ in ON_THE_WAY)], lines)
 
 
 def shown(value):
