@@ -663,6 +663,7 @@ def house_style():
 
     return matplotlib.rc_context(
         {
+            "axes.formatter.min_exponent": 3,  # 0.1, not a power of ten
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.titlesize": 9,
