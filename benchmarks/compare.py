@@ -525,12 +525,14 @@ SAMPLE_SCORES = (
     "fid_floor",
     "fid_recon",
     "fid",
+    "fid_class",
     "is",
     "is_real",
     "precision",
     "recall",
     "density",
     "coverage",
+    "coverage_class",
     "coverage_real",
     "cas",
     "cas_real",
@@ -579,7 +581,9 @@ def samples(rows):
     return f"""# Samples, by preset and bands
 
 Means over seeds. What real series score: fid_floor (as many train series), is_real, coverage_real,
-cas_real; what reconstructions score: fid_recon. cas_on_recon: what the classifier behind CAS scores
+cas_real; what reconstructions score: fid_recon. FID, IS, precision to coverage are of unconditional
+samples, fid_class and coverage_class of samples of classes, in the train split's shares; guidance
+is for these alone. cas_on_recon: what the classifier behind CAS scores
 on reconstructed test series, which are as smooth as its samples. Published FID and IS are by
 another classifier (ledger 15), published CAS by the schedule of cas_thesis (ledger 34).
 

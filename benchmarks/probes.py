@@ -28,12 +28,14 @@ from data import (
 )
 from evaluate import (
     accuracy,
+    as_many,
     cas_config,
     classify,
     dataset_fcn,
     fcn_config,
     frechet_distance,
     inception_score,
+    precision_recall_density_coverage,
     probe,
     shared_folder,
     train_fcn,
@@ -154,7 +156,7 @@ def parts(run_dir):
 
     Scores: (FID, IS, share in the own class), of samples also the FID if they are repeated or cut
     to the test split's shares. Shares (K) in train, test and, as the classifier sees them,
-    unconditional samples.
+    unconditional samples. Last {OF_CLASSES: value}, which compare with fid_floor, coverage_real.
     """
     dataset, model, fcn = load_judged(run_dir)
     n_classes = len(dataset.classes)
@@ -185,11 +187,16 @@ def parts(run_dir):
         as_tested.append(np.resize(rows, round(shares[1][k] * len(y))))
     fid = frechet_distance(features[np.concatenate(as_tested)], real)
     scores[2] += (fid,)
-    return scores, shares
+    features = features[as_many(len(features), len(real))]
+    of_classes = {
+        "fid_class": frechet_distance(features, real),
+        "coverage_class": precision_recall_density_coverage(real, features)["coverage"],
+    }
+    return scores, shares, of_classes
 
 
 def command_parts(folders):
-    """Print parts.md of the finished runs below the folders."""
+    """Print parts.md of the finished runs below the folders; write OF_CLASSES into probe.json."""
     print("""# Where samples lose
 
 Own class: the share that the classifier puts into the class a series has or was drawn for.
@@ -211,7 +218,8 @@ classes: half the sum of their distances from the test split's, train / samples)
     for row in find_runs(folders):
         if row["cas"] is None:  # no samples of classes
             continue
-        (real, reconstructed, conditional), shares = parts(row["run_dir"])
+        (real, reconstructed, conditional), shares, of_classes = parts(row["run_dir"])
+        add_to_probes(row["run_dir"], of_classes)
         cells = name_cells(row, words_of)
         for scores in (real[1:], reconstructed, conditional, (row["fid"], row["is"])):
             cells.append(", ".join(f"{value:.3f}" for value in scores))

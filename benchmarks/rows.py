@@ -45,6 +45,8 @@ PROBES = ("knn_train_mode", "svm_train_mode", "recon_train_mode", "recon_train_m
 # CAS of a run's samples by the published schedule, 1000 epochs of 256 (ledger 34), and the seconds
 # it took: probes.py.
 THESIS_CAS = ("cas_thesis", "seconds_cas_thesis")
+# FID and coverage of samples of classes, of as many series as the test split has: probes.py.
+OF_CLASSES = ("fid_class", "coverage_class")
 # The settings of CAS's classifier; their defaults are the thesis' schedule.
 OF_CAS = ("cas_epochs", "cas_steps", "steps_per_class", "fcn_batch", "fcn_lr", "fcn_weight_decay")
 # Ours beside a published metric: the honest value, and as it was published (ledger 12, 13).
@@ -71,7 +73,7 @@ TEXT = (
     "commit",
     "date",
 )
-COLUMNS = (*TEXT[:3], "seed", *METRICS, *PROBES, *THESIS_CAS, *TEXT[3:])
+COLUMNS = (*TEXT[:3], "seed", *METRICS, *PROBES, *THESIS_CAS, *OF_CLASSES, *TEXT[3:])
 IDENTITY = ("dataset", "method", "augmentation", "seed", *SETTINGS)
 
 

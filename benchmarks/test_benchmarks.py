@@ -627,14 +627,22 @@ def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monk
     assert row["knn_train_mode"] is not None
     assert row["stage1_settings"].startswith("stage1_steps=3 ")
     assert "fcn_epochs=1" in row["later_settings"]
-    (real, reconstructed, conditional), (train, test, drawn) = probes.parts(run)
+    (real, reconstructed, conditional), (train, test, drawn), of_classes = probes.parts(run)
     assert real[0] == pytest.approx(0, abs=1e-5)
     assert real[1:] == (m["is_real"], m["fcn_accuracy"])
     assert reconstructed[0] == pytest.approx(m["fid_recon"], rel=1e-3, abs=1e-6)
     assert 0 <= conditional[2] <= 1
     assert [split.sum() for split in (train, test, drawn)] == [pytest.approx(1)] * 3
     assert conditional[3] == pytest.approx(conditional[0], rel=1e-3)  # both have the same shares
+    # A file of these samples alone, scored by evaluate.py, has the same FID and coverage.
+    dataset, _, _ = probes.load_judged(run)
+    x, y = probes.labelled_samples(run, dataset)
+    chosen = evaluate.as_many(len(x), len(dataset.x_test))
+    by_evaluate = evaluate.score_samples(x[chosen], None, None, dataset, data.read_config(run), run)
+    assert of_classes["fid_class"] == pytest.approx(by_evaluate["fid"], rel=1e-3, abs=1e-4)
+    assert of_classes["coverage_class"] == by_evaluate["coverage"]
     probes.command_parts([tmp_path])
+    assert find_runs([tmp_path])[0]["fid_class"] == pytest.approx(of_classes["fid_class"])
     text = capsys.readouterr().out
     assert "| own/vibcreg-slice/seed1 |  | 1.0" in text and " | 25:25:50 / 25:25:50 / " in text
     probes.command_spectrum([tmp_path])
