@@ -6,7 +6,7 @@
     python -m benchmarks.choose_presets decoding runs/fast TwoPatterns    # one prior, many ways
     python -m benchmarks.choose_presets classifier runs/fast TwoPatterns  # the FCN's accuracy
     python -m benchmarks.choose_presets cas runs/fast TwoPatterns         # CAS by its training
-    python -m benchmarks.choose_presets table runs/fast results/          # fast.csv and fast.md
+    python -m benchmarks.choose_presets table runs/fast results/          # fast.csv, fast.md
 
 A trial is the fast preset with some fields changed, in bf16; TRIALS has them all, those that failed
 too. The test split is never read for a choice. Finished trials are skipped, so processes may share
@@ -473,7 +473,7 @@ def losses(rows):
     """What each part of the way from real series to samples costs, of sets whose decoding ran."""
     found = {}  # {(dataset, kind, trial, how): row}
     for row in rows:
-        how = tuple(row[name] for name in ("passes", "noise", "guidance") if name in row)
+        how = tuple(row[name] for name in SAMPLING[1:] if name in row)
         if row.get("sampled") != "free":
             found[row["dataset"], row["kind"], row["trial"], how] = row
     lines = []
@@ -481,10 +481,12 @@ def losses(rows):
         here = [found.get((dataset, *key)) for _, *key in ON_THE_WAY]
         if None in here:
             continue
-        fids = [shown(row["fid_class"] if "fid_class" in row else row["fid"]) for row in here]
-        lines.append([dataset, "CAS", shown(here[0]["accuracy"]), *(shown(r["cas"]) for r in here)])
-        lines.append([dataset, "FID", "", *fids])
-        lines.append([dataset, "coverage", "", *(shown(row["coverage"]) for row in here)])
+        cas = [shown(row["cas"]) for row in here]
+        fid = [shown(row["fid_class"] if "fid_class" in row else row["fid"]) for row in here]
+        coverage = [shown(row["coverage"]) for row in here]
+        lines.append([dataset, "CAS", shown(here[0]["accuracy"]), *cas])
+        lines.append([dataset, "FID", "", *fid])
+        lines.append([dataset, "coverage", "", *coverage])
     return markdown(["dataset", "score", "real", *(name for name, *_ in ON_THE_WAY)], lines)
 
 

@@ -570,7 +570,7 @@ def samples(rows):
             line = [dataset, "-".join(model), preset, bands, counts]
             lines.append(line + [shown(value) for value in means.values()])
         ran = {key[3] for key in here}
-        for model in (model for model in SAMPLE_MODELS if model in ran):
+        for model in sorted(ran, key=SAMPLE_MODELS.index):
             theirs = [published(dataset, model, metric) for metric in SAMPLE_SCORES]
             values = [f"{each['mean']:.3f}" if each else "" for each in theirs]
             lines.append([dataset, "-".join(model), "published", "1", "four", *values, ""])

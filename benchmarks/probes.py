@@ -187,10 +187,10 @@ def parts(run_dir):
         as_tested.append(np.resize(rows, round(shares[1][k] * len(y))))
     fid = frechet_distance(features[np.concatenate(as_tested)], real)
     scores[2] += (fid,)
-    features = features[as_many(len(features), len(real))]
+    chosen = features[as_many(len(features), len(real))]
     of_classes = {
-        "fid_class": frechet_distance(features, real),
-        "coverage_class": precision_recall_density_coverage(real, features)["coverage"],
+        "fid_class": frechet_distance(chosen, real),
+        "coverage_class": precision_recall_density_coverage(real, chosen)["coverage"],
     }
     return scores, shares, of_classes
 

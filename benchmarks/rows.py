@@ -163,7 +163,7 @@ def export(folders, out):
     write_csv(out / "runs.csv", COLUMNS, ordered)
     print(f"{out}: {len(ordered)} runs")
     words_of = schedules()
-    others = [row["run_dir"] for row in runs if not in_grid(row, words_of)]
+    others = [row["run_dir"] for row in runs if not grid_schedule(row, words_of)]
     if others:
         warn(
             f"{len(others)} of {len(runs)} runs, {others[0]} the first, are of another dataset, "
@@ -290,11 +290,11 @@ def is_whole(row):
     return row["complete_data"] or published == row["n_train"] + row["n_test"] + 1
 
 
-def in_grid(row, words_of):
-    """Is a run of a known schedule, one of the thesis' sets, whole, and one of its models?"""
+def grid_schedule(row, words_of):
+    """The schedule of a run on complete data of the thesis, by one of its models; else None."""
     model = (row["method"], row["augmentation"])
     of_thesis = row["dataset"] in THESIS_SETS and model in MODELS
-    return bool(of_thesis and is_whole(row) and schedule(row, words_of))
+    return schedule(row, words_of) if of_thesis and is_whole(row) else None
 
 
 # What the presets once were: without warm-up, and before that with other classifiers too.
@@ -320,10 +320,10 @@ def grid(rows):
     without_classifier = []
     # Of two runs by the thesis' schedule that of 1000 epochs for CAS counts: it comes last.
     for row in sorted(rows, key=lambda row: "cas_epochs=100" not in row["later_settings"]):
-        if not in_grid(row, words_of):
+        words = grid_schedule(row, words_of)
+        if not words:
             continue
         model = (row["method"], row["augmentation"])
-        words = schedule(row, words_of)
         if row["later_settings"] == "none":
             without_classifier.append((row, model, words))
             continue
