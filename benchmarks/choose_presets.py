@@ -26,8 +26,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks.rows import markdown, read_csv, write_csv, write_text
-from benchmarks.tables import fill
+from benchmarks.rows import fill, markdown, read_csv, write_csv, write_text
 from data import (
     PRESETS,
     Config,

@@ -237,6 +237,19 @@ def write_text(path, text):
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+def fill(path, tables):
+    """Put each table of {name: text} between the lines <!-- name --> and <!-- end --> of a file."""
+    if not path.exists():
+        return
+    text = path.read_text()
+    for name, content in tables.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        if mark:
+            _, end, after = rest.partition("<!-- end -->")
+            text = before + mark + content + end + after
+    write_text(path, text)
+
+
 def write_csv(path, columns, rows):
     """Write those columns of the rows, dicts."""
     text = io.StringIO(newline="")

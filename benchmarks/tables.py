@@ -19,6 +19,7 @@ from benchmarks.rows import (
     RESULTS,
     between,
     export,
+    fill,
     grid,
     in_order,
     judged,
@@ -221,19 +222,6 @@ def write_tables(out):
     if out.resolve() == RESULTS:  # beside other folders lie other READMEs
         fill(RESULTS.parent / "README.md", {"results": readme_table(cells)})
     fill(out / "README.md", compare.questions(cells))
-
-
-def fill(path, tables):
-    """Put each table of {name: text} between the lines <!-- name --> and <!-- end --> of a file."""
-    if not path.exists():
-        return
-    text = path.read_text()
-    for name, content in tables.items():
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        if mark:
-            _, end, after = rest.partition("<!-- end -->")
-            text = before + mark + content + end + after
-    write_text(path, text)
 
 
 def main():

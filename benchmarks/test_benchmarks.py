@@ -31,6 +31,7 @@ from benchmarks.rows import (
     PROBES,
     RESULTS,
     agreement,
+    fill,
     find_runs,
     from_cell,
     grid,
@@ -433,7 +434,7 @@ def test_tables_are_put_between_their_markers(tmp_path):
         "a\n<!-- x -->\nold\n<!-- end -->\nb\n<!-- y -->\n<!-- end -->\nc\n<!-- end -->"
     )
     for _ in range(2):
-        tables.fill(path, {"x": "| 1 |\n", "y": "| 2\\1 |\n", "z": "no place"})
+        fill(path, {"x": "| 1 |\n", "y": "| 2\\1 |\n", "z": "no place"})
     assert path.read_text() == (
         "a\n<!-- x -->\n| 1 |\n<!-- end -->\nb\n<!-- y -->\n| 2\\1 |\n<!-- end -->\nc\n<!-- end -->"
     )
