@@ -101,6 +101,7 @@ TRIALS = {
         "4000 steps": {"stage2_steps": 4000},
         "8000 steps": {"stage2_steps": 8000},
         "no class 0.5, 4000 steps": {"class_dropout": 0.5, "stage2_steps": 4000},
+        "dropout 0.3, 8000 steps": {"prior_dropout": 0.3, "stage2_steps": 8000},
     },
     "classifier": {},
     "cas": {},
