@@ -2,7 +2,7 @@
 
     raw files --load_dataset--> Dataset.x_train (n, L), standardised --augment--> views (B, L)
 
-Nothing here knows a model. Letters: B batch, L length, n series, K classes. "Ledger 4" is row 4 of
+No model is defined here. Letters: B batch, L length, n series, K classes. "Ledger 4" is row 4 of
 the ledger in README.md: where the thesis' text, the authors' program and this code differ. "Drafts"
 are the project thesis and notes that came before the thesis.
 
@@ -149,7 +149,7 @@ class Config:
     dataset: str = "toy"  # toy, a UCR name, an own folder or .npz
     method: str = choice("naive", "barlow", "vibcreg")  # §4.1.1, §3.3.1, §3.3.2
     augmentation: str = "none"  # warp, slice, gauss, ... joined by + (§5.1.1)
-    seed: int = number(1, 0, 2**32)  # weights, batches, views; the thesis ran four
+    seed: int = number(1, 0, 2**32)  # of weights, batches, views, draws; the thesis ran four
     views: int = choice(1, 2)  # 2: x_A = T(x), x_B = T'(x), x itself unseen (drafts, ledger 32)
     bands: int = choice(1, 2)  # 2: the STFT's bin 0 has a model of its own (§3.1, ledger 33)
     precision: str = choice("float32", "tf32", "bf16")  # of convolutions and products
@@ -157,14 +157,14 @@ class Config:
     stage1_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     stage1_batch: int = number(128, 2)  # §5.1.1; BatchNorm needs two series
     stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
-    stage1_warmup: int = number(0, 0, 10**9)  # steps in which the rate rises to that (ledger 37)
+    stage1_warmup: int = number(0, 0, 10**9)  # steps of the rate's rise to it (ledger 37)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
     n_fft: int = number(8, 4, 4096)  # §5.1.1; hop n_fft/4
     width: int = number(64, 1, 4096)  # D: channels, and size of a code
     latent_width: int = number(8, 1)  # frames of z aimed at; text: 32 (ledger 1)
     latent_width_high: int = number(32, 1)  # of the high band
     residual_kernel: int = choice(1, 3)  # second convolution of a residual block (ledger 2)
-    residual_norm: str = choice("encoder", "both", "none")  # BatchNorm in it (ledger 20)
+    residual_norm: str = choice("encoder", "both", "none")  # residual blocks' BatchNorm (ledger 20)
     n_codes: int = number(32, 1)  # codebook size (§5.1.1)
     ema_decay: float = number(0.9, 0, 0.999999)  # of the moving averages (§5.1.1)
     ema_initial_count: float = number(1.0, 0)  # uses of each code at the start (ledger 4)
@@ -202,10 +202,10 @@ class Config:
     fcn_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
     cas_steps: int = number(0, 0, 10**9)  # 0: epochs decide
-    steps_per_class: int = number(0, 0)  # both: the steps, if given, are at least K times this
-    fcn_batch: int = number(256, 2)  # both classifiers
-    fcn_lr: float = number(1e-3, 1e-12, 1e3)  # both; AdamW, cosine to 0
-    fcn_weight_decay: float = number(1e-5, 0, 10)  # both
+    steps_per_class: int = number(0, 0)  # classifiers' steps, if given: this many a class or more
+    fcn_batch: int = number(256, 2)  # of both classifiers
+    fcn_lr: float = number(1e-3, 1e-12, 1e3)  # of both classifiers; AdamW, cosine to 0
+    fcn_weight_decay: float = number(1e-5, 0, 10)  # of both classifiers
 
     def __post_init__(self):
         for f in fields(self):
@@ -313,31 +313,37 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
-def add_flags(parser, first="dataset", last="fcn_weight_decay", also=()):
+def add_flags(parser, first="dataset", last="fcn_weight_decay", also=(), of_run=False):
     """Add --preset, and a --flag per field from first to last with Config's comment as its help.
 
-    The comments are read from the source: a field and its help cannot drift apart.
+    The comments are read from the source: a field and its help cannot drift apart. of_run: a run's
+    saved settings are the defaults, not Config's.
     """
     known = Config.__dataclass_fields__
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
-    parser.add_argument("--preset", choices=PRESETS, help="start values [toy: toy; else thesis]")
+    start = "the run's settings" if of_run else "toy: toy; else thesis"
+    parser.add_argument("--preset", choices=PRESETS, help=f"start values [{start}]")
     names = list(known)
     wanted = names[names.index(first) : names.index(last) + 1]
     for name in [*also, *wanted]:
+        bounds = known[name].metadata.get("bounds")
+        values = map(str, bounds.values) if isinstance(bounds, OneOf) else ["VALUE"]
+        default = "the run's" if of_run else known[name].default
         parser.add_argument(
             "--" + name.replace("_", "-"),
             type=known[name].type,
-            metavar="VALUE",
+            metavar="|".join(values),
             default=argparse.SUPPRESS,  # so that only given flags count
-            help=f"{comments[name]} [{known[name].default}]",
+            help=f"{comments[name]} [{default}]",
         )
 
 
 def make_config(args, start=None, **fixed):
     """The Config of parsed flags. Later ones win: `start`, the preset, the flags, `fixed`.
 
-    start: a run's saved settings. Without --preset they stay; with it, all fields that any preset
-    names are the preset's. Without start there is always a preset.
+    start: a run's saved settings. Without --preset they stay; with it the preset decides all fields
+    that any preset names, but for those that the run's models were trained with. Without start
+    there is always a preset.
     """
     given = {
         name: value for name, value in vars(args).items() if name in Config.__dataclass_fields__
@@ -348,9 +354,10 @@ def make_config(args, start=None, **fixed):
     values = dict(start or {})
     if args.preset or not start:
         toy = given.get("dataset", Config.dataset) == "toy"
-        for name in itertools.chain(*PRESETS.values()):
-            values[name] = getattr(Config, name)  # the thesis' value
-        values |= PRESETS[args.preset or ("toy" if toy else "thesis")]
+        preset = {name: getattr(Config, name) for name in itertools.chain(*PRESETS.values())}
+        preset |= PRESETS[args.preset or ("toy" if toy else "thesis")]
+        trained = Config(**start).settings_of("stage2") if start else {}
+        values |= {name: value for name, value in preset.items() if name not in trained}
     for stage in ("stage1", "stage2", "fcn", "cas"):
         if f"{stage}_epochs" in given:
             values[f"{stage}_steps"] = 0  # given epochs win over a preset's steps
@@ -430,8 +437,9 @@ class Dataset:
 def load_dataset(name, root=None):
     """Read `toy`, a UCR set in root/NAME, an own folder or an own .npz -> Dataset. §5.2.
 
-    root: $UCR_DIR, else datasets; what is missing there is downloaded. InputError, which names file
-    and row, for NaN, one class, too few or too short series, or a label of the test split alone.
+    root: $UCR_DIR, else datasets; what is missing there is downloaded. InputError for too few
+    or too short series or one class, and, which names file and row, for NaN or a label of the test
+    split alone.
     """
     name = resolve_dataset(name)
     files = (f"{name}, train", f"{name}, test")  # as messages call them where there are none
@@ -530,7 +538,7 @@ def check_shapes(name, x_train, x_test):
     if length != length_test or length < 8 or min(n, n_test) < 2:  # 8: a frame of the STFT
         raise InputError(
             f"{name}: {n} train series of {length}, {n_test} test series of {length_test} values; "
-            "each split needs at least 2 series of 8 values"
+            "all need the same length, 8 or more, and each split 2 series"
         )
 
 
@@ -555,15 +563,18 @@ def index_labels(name, files, words_train, words_test):
             f"{name}: as many classes as train series, {len(classes)}: is {files[0]}'s first "
             "column an index and not a label?"
         )
+    if len(classes) < 2:
+        raise InputError(
+            f"{name}: {files[0]} has one class, {classes[0]!r}; give two or more, or no labels"
+        )
     index = {label: k for k, label in enumerate(classes)}
-    one_class = len(classes) < 2  # then the loop refuses the first series, with this message
     for file, split in zip(files, labels, strict=True):
         for row, label in enumerate(split, 1):
-            if one_class or label not in index:
+            if label not in index:
                 shown = classes if len(classes) <= 10 else [*classes[:10], "..."]
                 raise InputError(
-                    f"{name}: {file}, series {row} has label {label!r}; should be one of at least "
-                    f"2 of the train split: {shown}"
+                    f"{name}: {file}, series {row} has label {label!r}; should be one of the "
+                    f"train split's: {shown}"
                 )
     y_train, y_test = (np.array([index[v] for v in split], dtype=np.int64) for split in labels)
     return classes, y_train, y_test
@@ -594,9 +605,10 @@ def mean_and_std(name, files, x_train, x_test):
         mean, std = float(x_train.mean()), float(x_train.std())
         resolution = 1e-13 * np.abs(x_train).max()  # float64 resolves 1e-16
         if not resolution < std < math.inf:
+            why = "rescale it" if std > resolution else "its values are all alike"
             raise InputError(
                 f"{name}: {files[0]} has mean {mean:g}, standard deviation {std:g}: nothing to "
-                "standardise; rescale it"
+                f"standardise; {why}"
             )
         for file, x in zip(files, (x_train, x_test), strict=True):
             near = np.abs((x - mean) / std).max(1) < 1e9
@@ -612,7 +624,7 @@ def mean_and_std(name, files, x_train, x_test):
 
 
 def warn_of_codes_for_missing(name, files, x_train, x_test):
-    """Warn of a value so large that it may stand for a missing one, as -9999. Was there one?
+    """Warn of a value so large that it may stand for a missing one, as -9999 -> was there one?
 
     It may be there many times, as where short series are filled up, so the others are looked at
     without it.
@@ -659,7 +671,7 @@ def agrees_with_thesis(name, found):
 # NAME_TRAIN and NAME_TEST have a series a line, its label in front (in a .ts at the end):
 #     .tsv   1<tab>0.12<tab>0.34
 #     .txt   1 0.12 0.34
-#     .csv   walk,0.12,0.34          labels may be missing in both files
+#     .csv   walk,0.12,0.34          no labels: a header t0,t1,... in both
 #     (all three: a header in the first line is skipped)
 #     .ts    0.12,0.34:walk          the lines up to @data are the header
 # Or one NAME.npz: X_train (n, L), X_test (n', L) and perhaps y_train (n,), y_test (n',).
@@ -1247,7 +1259,7 @@ def require_file(path, mend):
         raise InputError(f"{path}: {mend}")
 
 
-def read_arrays(path, names, needed=()):
+def read_arrays(path, names, needed):
     """Those arrays of an .npz that have these names: {name: array}. Nothing is unpickled.
 
     InputError where one of the needed ones is missing.
@@ -1256,7 +1268,10 @@ def read_arrays(path, names, needed=()):
     arrays = {}
     with errors_naming(path):
         if not zipfile.is_zipfile(path):
-            raise InputError(f"{path}: no .npz, or a cut one; np.savez(file, X=array) makes one")
+            arrays_of_it = ", ".join(f"{name}=array" for name in needed)
+            raise InputError(
+                f"{path}: no .npz, or a cut one; np.savez(file, {arrays_of_it}) makes one"
+            )
         with np.load(path, allow_pickle=False) as file:
             if not set(needed) <= set(file.files):
                 raise InputError(f"{path}: has {file.files}, needs {list(needed)}")
@@ -1602,10 +1617,15 @@ class Training:
             of = minutes * self.total_steps / self.step
             say(f"{self.stage}, {minutes:.1f} of {of:.1f} min, {self.last_line}")
 
-    def finish(self, path, **extra):
-        """Write the checkpoint: weights but the projector's, identity, step, seconds, extra."""
-        state = self.model.state_dict()
-        state = {name: v.cpu() for name, v in state.items() if "projector" not in name}
+    def finish(self, path, leave_out=None, **extra):
+        """Write the checkpoint: weights, identity, step, seconds, extra.
+
+        leave_out: the part of the model, if any, that only training needs.
+        """
+        state = {}
+        for name, weight in self.model.state_dict().items():
+            if name.split(".")[0] != leave_out:
+                state[name] = weight.cpu()
         self._write(path, state, state=state, **extra)
         for left in (self.resume_path, Path(f"{self.resume_path}.tmp")):  # .tmp: of a kill
             left.unlink(missing_ok=True)

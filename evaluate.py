@@ -194,15 +194,16 @@ def train_fcn(x, y, n_classes, config, folder, name):
         model.parameters(), weight_decay=config.fcn_weight_decay, fused=True
     )
     digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+    identity = config.settings_of("fcn") | {"sha256": digest}
     resume = Path(folder) / f"{name}.resume.pt"
-    if resume.exists() and load_checkpoint(resume).get("identity", {}).get("sha256") != digest:
-        resume.unlink()  # of other series; samples differ by a bit where threads or the GPU do
+    if resume.exists() and load_checkpoint(resume).get("identity") != identity:
+        resume.unlink()  # other settings, or series; samples differ by a bit where threads do
     training = Training(
         folder,
         name,
         model,
         [optimizer],
-        identity=config.settings_of("fcn") | {"sha256": digest},
+        identity=identity,
         n=len(x),
         batch=config.fcn_batch,
         epochs=config.fcn_epochs,
@@ -224,9 +225,10 @@ def train_fcn(x, y, n_classes, config, folder, name):
 
 # One recipe trains three classifiers, each by a copy of the run's config whose fcn_steps is its own
 # number of steps:
-#     FID and IS   on the train split      fcn_config   seed 0: one for all runs of a dataset
+#     FID and IS   on the train split      fcn_config   seed 0
 #     CAS          on generated series     cas_config   the run's seed
-#     cas_real     on the train split      cas_config   seed 0: one for all runs of a dataset
+#     cas_real     on the train split      cas_config   seed 0
+# Those of seed 0 are one for all runs of a dataset with the same settings of a classifier.
 
 
 def classifier_steps(steps, epochs, config, n, n_classes):
@@ -319,10 +321,13 @@ def inception_score(p, splits=10, seed=0):
     """exp(E KL(p(y|x) || p(y))), the mean over shuffled splits. p (n, K) -> float. Eq. 2.19.
 
     Eq. 2.19 is that of one split; ten are the convention (ledger 31). The score is 1 where all
-    samples are alike or vague, K where they are sharp and the classes even. It never looks at the
-    data: one sharp series a class, repeated, has the best score.
+    samples are alike or vague, K where they are sharp and the classes even; and 1 where there are
+    no more rows than splits. It never looks at the data: one sharp series a class, repeated, has
+    the best score. ValueError for no rows.
     """
     p = np.asarray(p, dtype=np.float64)
+    if len(p) == 0:
+        raise ValueError("inception_score: no rows")
     shuffled = p[np.random.default_rng(seed).permutation(len(p))]
     scores = []
     for part in np.array_split(shuffled, min(splits, len(p))):
@@ -352,7 +357,7 @@ def precision_recall_density_coverage(real, fake, k=5):
         return torch.cat(parts)
 
     real_radii, fake_radii = radii(real), radii(fake)
-    balls = torch.zeros(len(fake))  # real balls that a fake row lies in
+    balls = torch.zeros(len(fake), device=fake.device)  # real balls that a fake row lies in
     recalled, covered = 0, 0  # real rows
     # In parts of 256 real rows: memory grows with n, not with n * n.
     for part, part_radii in zip(real.split(256), real_radii.split(256), strict=True):
@@ -438,7 +443,7 @@ def memorising(generated, dataset, x_hat=None):
     if ratio is None:  # both are, as they share d(test)
         return scores
     if x_hat is None:
-        least = 0.5  # far below what smoothing alone does: 0.92, 0.95 in results/fast.md
+        least = 0.5  # far below what smoothing alone does: 0.91 or more in results/fast.md
         whose = "half of what test series have"
     else:
         least = 0.9 * scores["nn_ratio_recon"]
@@ -531,6 +536,8 @@ def evaluate_run(run_dir, config=None):
     finished = finished_metrics(run_dir, config, dataset)
     if finished:
         say(f"{run_dir / 'metrics.json'}: finished before, with these settings and data")
+        if not (run_dir / "figures").exists():  # stopped before they were drawn
+            warn(f"{run_dir}: no figures; remove metrics.json to have them drawn")
         return finished
     metrics = dict.fromkeys(METRICS)
     metrics |= {
@@ -653,7 +660,7 @@ def save_run_samples(path, dataset, samples):
 
 
 # ---------------------------------------------------------------------------------------------
-# The figures of a run (§6.1.2, §6.2.5). Matplotlib is imported once something is drawn.
+# The figures of a run (§6.1, §6.2). Matplotlib is imported once something is drawn.
 # ---------------------------------------------------------------------------------------------
 
 
@@ -721,7 +728,10 @@ def draw_figures(run_dir, dataset, stage1, encoded_test, samples):
                 write_atomic(path, lambda file: figure.savefig(file, format="png"))  # noqa: B023
         except Exception as error:  # any of matplotlib's or sklearn's
             reason = first_line(error)
-            warn(f"{path}: not drawn ({reason}); metrics.json has all that was measured")
+            warn(
+                f"{path}: not drawn ({reason}); metrics.json has all that was measured; "
+                "remove it to draw again"
+            )
 
 
 def some_rows(n, most):
@@ -730,13 +740,15 @@ def some_rows(n, most):
 
 
 def draw_reconstructions(dataset, x_hat):
-    """Six test series and what stage 1 makes of them.
+    """Up to six test series and what stage 1 makes of them.
 
     What is missing here no sample can have, as samples pass the same decoder.
     """
     figure, axes = new_figure(2, 3, figsize=(10, 4), sharex=True)
-    rows = np.linspace(0, len(x_hat) - 1, 6).astype(int)
-    for axis, i in zip(axes.flat, rows, strict=True):
+    rows = np.linspace(0, len(x_hat) - 1, min(6, len(x_hat))).astype(int)
+    for axis in axes.flat[len(rows) :]:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, rows, strict=False):
         series = dataset.to_original(dataset.x_test[i])
         reconstruction = dataset.to_original(x_hat[i])
         axis.plot(series, color="0.6", lw=1.8, label="test series")
@@ -750,7 +762,7 @@ def draw_reconstructions(dataset, x_hat):
 
 
 def draw_latents(dataset, averages):
-    """PCA and t-SNE of the test split's z_q, by class (Figures 6.4 to 6.6).
+    """PCA and t-SNE of the test split's z_q, by class (t-SNE: Figures 6.4 to 6.6).
 
     Clusters by class are what SSL is to bring. In a t-SNE the distance between clusters means
     nothing.
@@ -894,7 +906,8 @@ def tsne(z):
 def command_samples(args):
     """Score the series of an .npz in original units: X, perhaps y, perhaps X_unconditional.
 
-    The classifier is kept below $OUT [runs], beside those of the runs.
+    The classifier is kept below $OUT [runs]. It is that of runs of the same preset, precision and
+    fcn flags.
     """
     config = make_config(args)
     arrays = read_arrays(args.file, ("X", "y", "X_unconditional"), needed=("X",))

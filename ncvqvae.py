@@ -6,16 +6,16 @@ r"""Chapter 1: tokens (thesis §4.1.1, §5.1.1; eq. 2.13, 3.1 to 3.3, 3.7 to 3.1
 
 The augmented branch is not quantised. The SSL loss pulls z_q and z' together. Its gradient reaches
 the encoder through z' directly and through z_q by the straight-through estimator; the codes follow
-as moving averages. So they should come to be ordered by what survives the augmentation (§4.1).
+as moving averages. So they should come to be ordered by what survives the augmentation (§4).
 
     python ncvqvae.py runs/Symbols/vibcreg-slice/seed1 --dataset Symbols --method vibcreg \
         --augmentation slice --precision bf16  # 6 minutes, one CPU core
 
-Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames of u (4 L/n_fft + 1), W'
-frames of z (W halved n times), D channels and code dimension (64), K codes of a band (32), N tokens
-of all bands (H W' each), P projector dimension (4096); (n, ...) are shapes of a whole split.
-TwoPatterns, L 128: u (B, 2, 5, 65), n 3, z (B, 64, 5, 8), N 40. What the model calls latents are
-lists, a z for each band.
+Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames of u (4 L/n_fft + 1,
+rounded down), W' frames of z (W halved some times), D channels and code dimension (64), K codes of
+a band (32), N tokens of all bands (H W' each), P projector dimension (4096); (n, ...) are shapes of
+a whole split of n series. TwoPatterns, L 128: u (B, 2, 5, 65), halved three times, z (B, 64, 5, 8),
+N 40. What the model calls latents are lists, a z for each band.
 
 "Ledger 4" is row 4 of the ledger in README.md, which says where the thesis' text, the authors'
 program and this code differ.
@@ -182,10 +182,10 @@ class VectorQuantizer(nn.Module):
     """Nearest code, straight-through gradient, codes that follow their vectors' moving average.
 
     z (B, D, H, W') -> z_q like z in float32, indices int64 (B, H, W'), commitment loss (mean,
-    eq. 4.1). In training the codebook moves after it was used: a code is the moving average of the
-    z that chose it. This replaces the gradient of eq. 4.1's first term, |sg[z] - z_q|^2. A code
-    that no z chooses stays for about 100 steps, while m_k and N_k shrink alike; then N_k nears eps,
-    and it drifts to 0.
+    the second term of eq. 4.1). In training the codebook moves after it was used: a code is the
+    moving average of the z that chose it. This replaces the gradient of the first term,
+    |sg[z] - z_q|^2. A code that no z chooses any more stays while m_k and N_k shrink alike, until
+    N_k nears eps: 109 steps from a count of 1, about 160 from a usual one. Then it drifts to 0.
     """
 
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
@@ -332,8 +332,9 @@ class Projector(nn.Module):
 
     Views (B, in_dim) -> list of (B, dim). §4.1.1, §5.1.1. Each Linear multiplies all views at once,
     as loading its weights takes longer than multiplying by them; BatchNorm sees each view by
-    itself. IterNorm whitens within groups of 64 features, then a learned scale and shift act on
-    each feature, so that the terms of eq. 3.10 and 3.14 still have something to do.
+    itself. IterNorm whitens within groups of 64 features, and only nearly, so that eq. 3.14 still
+    has something to do; the learned scale leaves something to eq. 3.10. The shift is the authors':
+    no term of the loss sees it.
     """
 
     def __init__(self, in_dim=128, dim=4096, whiten=False):
@@ -444,7 +445,7 @@ class NCVQVAE(nn.Module):
         return u, latents
 
     def quantize(self, latents):
-        """[z] -> [z_q], token ids int64 (B, N), commitment loss (eq. 4.1 without beta).
+        """[z] -> [z_q], token ids int64 (B, N), commitment loss (of eq. 4.1, without beta).
 
         Of two bands it is the sum (eq. 3.1). The ids of band i, from 0, are i K to (i + 1) K - 1.
         """
@@ -498,7 +499,7 @@ class NCVQVAE(nn.Module):
         terms = {  # the squared norms of eq. 4.1, 4.2 and 4.4 are means over all elements
             "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2; of the sum of two bands (ledger 33)
             "recon_freq": F.mse_loss(u_hat, u),
-            "commitment": self.config.beta * commitment,  # eq. 4.1
+            "commitment": self.config.beta * commitment,  # the second term of eq. 4.1
         }
         if x_aug is not None:
             # A pass of its own, so that BatchNorm normalises x' by x' alone.
@@ -658,7 +659,7 @@ def train_stage1(run_dir, config, dataset=None):
             model.eval()  # nothing moves, no random number is drawn (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
-    training.finish(path, data=dataset.info())  # a file of about 3 MB
+    training.finish(path, leave_out="projector", data=dataset.info())  # about 3 MB
     return load_stage1(run_dir, config, dataset)[0]  # without projector and gradients, checked
 
 

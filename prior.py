@@ -99,8 +99,8 @@ class Prior(nn.Module):
         if config.embedding == "codebook":  # which SSL has ordered, if there was any (§4.1.2)
             self.embedding.weight.data.copy_(codebook)
         # A vector of its own, so that learning "unknown" moves no code (§4.1.2). It, the classes
-        # and the positions start as N(0, 1), like the codes (nn.Embedding's default): LayerNorm
-        # sees their sum, in which a part that starts smaller would not be heard.
+        # and the positions start as N(0, 1), nn.Embedding's default and the codes' scale in the
+        # mean: LayerNorm sees their sum, in which a part that starts smaller would not be heard.
         self.mask_vector = nn.Parameter(torch.randn(D))
         self.classes = nn.Embedding(n_classes + 1, D)  # the last one: no class
         self.positions = nn.Parameter(torch.randn(1 + sum(sizes), D))  # the first one: the class
@@ -387,7 +387,7 @@ def iterative_decode(
     """Draw tokens (B, N) for labels (B,): fill_masked on one band after the other. §3.2.2.
 
     Starts with all masked, or from tokens int64 (B, N) and mask bool (B, N), True where they are to
-    be filled; the others stay. ValueError for tokens without a mask.
+    be filled; the others stay. ValueError where only one of the two is given.
     """
     if (tokens is None) != (mask is None):
         raise ValueError("iterative_decode: tokens and mask go together")
@@ -446,7 +446,10 @@ def save_samples(path, dataset, labels, **series):
     """Write an .npz: series (n, L) as float64 (n, 1, L) in original units; y (n,), labels of X."""
     arrays = {name: dataset.to_original(x)[:, None] for name, x in series.items()}
     if labels is not None:
-        arrays["y"] = np.array(dataset.classes)[labels.numpy()]  # (n,)
+        classes = np.array(dataset.classes)
+        if classes.dtype == object:  # numbers of over 64 bits, which NumPy would pickle
+            classes = classes.astype(str)
+        arrays["y"] = classes[labels.numpy()]  # (n,)
     write_npz(path, **arrays)
 
 
@@ -487,7 +490,7 @@ def main():
     draw.add_argument("--n", type=int, default=100, help="series [100]")
     draw.add_argument("--class", dest="label", help="a label of the data, or all; else none")
     draw.add_argument("--out", default="samples.npz", help="file to write [samples.npz]")
-    add_flags(draw, first="decode_steps", last="guidance", also=("seed",))
+    add_flags(draw, first="decode_steps", last="guidance", also=("seed",), of_run=True)
     args = parser.parse_args()
     if args.command == "sample":
         command_sample(args)

@@ -76,14 +76,14 @@ fi
 
 # Positions first, then flags.
 positions=()
-while [ $# -gt 0 ] && [[ $1 != --* ]]; do
+while [ $# -gt 0 ] && [[ $1 != --* && $1 != -h ]]; do
     positions+=("$1")
     shift
 done
 dry=0
 flags=()
 for flag in "$@"; do
-    if [ "$flag" = --help ]; then
+    if [ "$flag" = --help ] || [ "$flag" = -h ]; then
         exec "$python" "$here/ncvqvae.py" --help
     elif [ "$flag" = --dry-run ]; then
         dry=1

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -1121,6 +1122,9 @@ def test_inception_score_of_hand_examples():
     p = np.exp(sorted_by_class) / np.exp(sorted_by_class).sum(1, keepdims=True)
     # shuffled before the ten splits
     assert evaluate.inception_score(p) == pytest.approx(slow_is(p), rel=1e-9)
+    assert evaluate.inception_score(np.eye(3)) == 1  # a split each
+    with pytest.raises(ValueError, match="no rows"):
+        evaluate.inception_score(p[:0])
 
 
 def test_probe_scales_by_the_train_split_and_scores_the_test_split(monkeypatch):
@@ -2488,6 +2492,9 @@ def test_a_tiny_run_end_to_end(tmp_path, capsys):
     command(evaluate, "run", run)
     assert capsys.readouterr().err.count("finished before") == 2
     assert before == {p: p.stat().st_mtime_ns for p in before}
+    shutil.rmtree(run / "figures")
+    command(evaluate, "run", run)
+    assert "no figures; remove metrics.json" in capsys.readouterr().err
     own_data(folder, length=33, name="my own.npz")  # new data, old results
     new = shell(*words, cwd=tmp_path)
     assert new.returncode == 1 and "stage1.pt: made from other data" in new.stderr
@@ -2623,19 +2630,27 @@ def test_printed_jobs_name_all_that_the_shell_had(tmp_path):
 
 
 def test_the_readmes_lines_that_fill_a_gap(tmp_path, monkeypatch):
-    """As they stand, but for the run's folder."""
+    """As they stand, but for the run's folder: what is kept does not hang on what the gap holds."""
     no_figures(monkeypatch)
-    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path)
-    run_all(run, tiny_config(stage1_steps=1, stage2_steps=1, dataset=own))
+    run, own = tmp_path / "own/naive-none/seed1", own_data(tmp_path, length=128)
+    run_all(run, tiny_config(latent_width=32, stage1_steps=1, stage2_steps=1, dataset=own))
     (code,) = re.findall("```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)
+    code = re.sub(r'"runs/\S+"', repr(str(run)), code)
     x = data.load_dataset(own).x_test
-    scope = dict(
-        torch=torch, x=x, load_stage2=prior.load_stage2, iterative_decode=prior.iterative_decode
-    )
-    exec(re.sub(r'"runs/\S+"', repr(str(run)), code), scope)
-    before, after = scope["stage1"].tokens(x), scope["stage1"].tokens(scope["x_new"])
-    assert scope["x_new"].shape == x.shape and before.shape == after.shape
-    assert 0 < scope["mask"].double().mean() < 1
+    kept, seen = [], []
+    for value in (0.0, 5.0):
+        x[:, -16:] = value  # four of 32 latent frames
+        scope = {"x": x}
+        exec(code, scope)
+        mask = scope["mask"].flatten(1)
+        assert scope["x_new"].shape == x.shape and not scope["x_new"].equal(x)
+        tokens = scope["tokens"].flatten(1)
+        assert scope["filled"][~mask].equal(tokens[~mask])
+        kept.append(tokens[~mask])
+        seen.append(tokens[mask])
+    assert len(kept[0]) == len(x) * 5 * 22
+    # Rounding may move a token that is as near to two codes.
+    assert (kept[0] != kept[1]).double().mean() < 0.002 < (seen[0] != seen[1]).double().mean()
 
 
 def test_every_equation_of_the_readme_is_where_it_says():

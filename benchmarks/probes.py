@@ -161,7 +161,8 @@ def parts(run_dir):
     dataset, model, fcn = load_judged(run_dir)
     n_classes = len(dataset.classes)
     conditional, y = labelled_samples(run_dir, dataset)
-    samples = read_arrays(Path(run_dir) / "samples.npz", ("X_unconditional",))
+    names = ("X_unconditional",)
+    samples = read_arrays(Path(run_dir) / "samples.npz", names, needed=names)
     unconditional = dataset.standardise(samples["X_unconditional"][:, 0])
 
     def share(labels):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -491,10 +492,13 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, monk
 def test_a_classifier_of_other_samples_is_trained_anew(tmp_path):
     """Samples differ by a bit where threads or the GPU do: what was begun is of no use."""
     d = data.load_dataset(own_data(tmp_path))
-    torch.save({"identity": {"sha256": "of others"}}, tmp_path / "cas.resume.pt")
     config = tiny_config(fcn_steps=2, fcn_batch=10)
-    _, training = evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path, "cas")
-    assert training.step == 2
+    digest = hashlib.sha256(d.x_train.numpy().tobytes() + d.y_train.numpy().tobytes()).hexdigest()
+    identity = config.settings_of("fcn") | {"sha256": digest}
+    for other in ({"sha256": "of others"}, {"fcn_steps": 3}):
+        torch.save({"identity": identity | other}, tmp_path / "cas.resume.pt")
+        _, training = evaluate.train_fcn(d.x_train, d.y_train, 3, config, tmp_path, "cas")
+        assert training.step == 2
 
 
 def test_moved_data_is_the_same_data_and_weights_that_are_not_finite_are_refused(tmp_path):

@@ -123,17 +123,22 @@ BAD_FILES = {
     "one class": (
         [("1", LONG), ("1", LONG)],
         [("1", LONG)] * 2,
-        r"series 1 has label 1; should be one of at least 2",
+        r"TRAIN.tsv has one class, 1; give two or more, or no labels",
     ),
     "one series": (ROWS, ROWS[:1], r"3 train series of 9, 1 test series"),
     "short": (
         *[[("1", LONG[:7]), ("2", LONG[:7])]] * 2,
-        r"2 test series of 7 values; each split needs at least 2 series of 8",
+        r"2 test series of 7 values; all need the same length, 8 or more, and each split 2 series",
+    ),
+    "another length": (
+        ROWS,
+        [("1", LONG[:8]), ("2", LONG[:8])],
+        r"3 train series of 9, 2 test series of 8 values; all need the same length",
     ),
     "constant": (
         [("1", [0.1] * 9), ("2", [0.1] * 9)],
         ROWS,
-        r"mean 0.1, standard deviation .*: nothing",
+        r"mean 0.1, standard deviation .*: nothing to standardise; its values are all alike",
     ),
     "too large": (
         [("1", [1e200] * 9), ("2", [-1e200] * 9)],
@@ -552,8 +557,9 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
     parser = data.Parser()
     data.add_flags(parser)
     best = dataclasses.asdict(Config(**data.PRESETS["best"]))
-    for words, width in (([], 32), (["--preset", "fast"], 8), (["--preset", "thesis"], 8)):
-        assert data.make_config(parser.parse_args(words), best).latent_width == width
+    for words, noise in (([], 16), (["--preset", "fast"], 4), (["--preset", "thesis"], 4)):
+        config = data.make_config(parser.parse_args(words), best)
+        assert config.choice_temperature == noise and config.latent_width == 32  # as trained
     for words, message in (
         (["--zeta"], "expected one argument"),
         (["--zet", "1"], "unrecognized"),
@@ -602,6 +608,13 @@ def test_every_value_of_the_grid_is_checked(arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_grid_that_asks_for_help_gets_it_and_runs_nothing(tmp_path):
+    for words in (["toy", "naive", "-h"], ["toy", "naive", "none", "1", "--zeta", "1", "-h"]):
+        done = shell(*words, cwd=tmp_path)
+        assert done.returncode == 0 and "all settings of all stages" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
 def test_paths_are_looked_up_before_anything_runs_and_kept(tmp_path, monkeypatch):
     own_data(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -614,6 +627,9 @@ def test_paths_are_looked_up_before_anything_runs_and_kept(tmp_path, monkeypatch
     command(ncvqvae, tmp_path / "r", "--dataset", "own.npz", "--stage1-steps", 1, "--width", 8)
     config = data.read_config(tmp_path / "r")
     assert config.dataset == str(tmp_path.resolve() / "own.npz")  # from any folder
+    (tmp_path / "cut.npz").write_bytes(b"no zip")
+    with pytest.raises(InputError, match=r"np.savez\(file, X_train=array, X_test=array\)"):
+        data.load_dataset(str(tmp_path / "cut.npz"))
     monkeypatch.setenv("UCR_DIR", "~/ucr")
     write_ucr(tmp_path / "ucr")
     assert data.load_dataset("Tiny").length == 9
@@ -671,9 +687,20 @@ def test_a_peers_samples_are_refused_by_what_is_wrong_with_them(tmp_path, arrays
         command(evaluate, "samples", npz(tmp_path / "peer.npz", **arrays), "--dataset", own)
 
 
+def test_samples_of_classes_whose_labels_are_over_64_bits_are_read_again(tmp_path):
+    words = np.array(["7" * 23, "8" * 23] * 5)
+    x = 50 + np.random.default_rng(0).standard_normal((10, 31))
+    own = npz(tmp_path / "own.npz", X_train=x, X_test=x, y_train=words, y_test=words)
+    d = data.load_dataset(own)
+    assert d.classes == [int("7" * 23), int("8" * 23)]
+    prior.save_samples(tmp_path / "x.npz", d, torch.tensor([0, 1]), X=d.x_train[:2])
+    y = data.read_arrays(tmp_path / "x.npz", ("X", "y"), needed=("X", "y"))["y"]
+    assert [d.label(word) for word in y] == [0, 1]
+
+
 def test_an_npy_is_no_npz_and_says_so(tmp_path):
     np.save(tmp_path / "gen.npy", np.ones((3, 31)))
-    with pytest.raises(InputError, match="gen.npy: no .npz, or a cut one; np.savez"):
+    with pytest.raises(InputError, match=r"gen.npy: no .npz, or .*; np.savez\(file, X=array\)"):
         command(evaluate, "samples", tmp_path / "gen.npy", "--dataset", own_data(tmp_path))
 
 
