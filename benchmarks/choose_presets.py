@@ -127,7 +127,10 @@ for epochs, batch in ((5, 64), (10, 64), (20, 64), (20, 256)):
 
 # (passes, noise on the confidence, guidance) of samples of a class and of none; the first is the
 # thesis'. Earlier trials in fast.csv had more; 1e6 makes the order random.
-DECODING = {"class": ((10, 4, 1), (10, 16, 1), (10, 16, 1.5)), "free": ((10, 4, 1), (10, 16, 1))}
+DECODING = {
+    "class": ((10, 4, 1), (10, 4, 1.5), (10, 8, 1.5), (10, 16, 1), (10, 16, 1.5)),
+    "free": ((10, 4, 1), (10, 8, 1), (10, 16, 1)),
+}
 
 
 # ---------------------------------------------------------------------------------------------
