@@ -157,7 +157,7 @@ class Config:
     stage1_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     stage1_batch: int = number(128, 2)  # §5.1.1; BatchNorm needs two series
     stage1_lr: float = number(1e-3, 1e-12, 1e3)  # AdamW, cosine to 0 (§5.1.1)
-    stage1_warmup: int = number(0, 0, 10**9)  # steps of the rate's rise to it (ledger 37)
+    stage1_warmup: int = number(0, 0, 10**9)  # steps in which the learning rate rises (ledger 37)
     stage1_weight_decay: float = number(1e-5, 0, 10)  # §5.1.1; program: 1e-3 (ledger 3)
     n_fft: int = number(8, 4, 4096)  # §5.1.1; hop n_fft/4
     width: int = number(64, 1, 4096)  # D: channels, and size of a code
