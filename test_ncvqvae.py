@@ -2645,6 +2645,7 @@ def test_the_readmes_lines_that_fill_a_gap(tmp_path, monkeypatch):
         mask = scope["mask"].flatten(1)
         assert scope["x_new"].shape == x.shape and not scope["x_new"].equal(x)
         tokens = scope["tokens"].flatten(1)
+        assert scope["stage1"].tokens(scope["x_new"]).shape == tokens.shape
         assert scope["filled"][~mask].equal(tokens[~mask])
         kept.append(tokens[~mask])
         seen.append(tokens[mask])
