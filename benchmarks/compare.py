@@ -38,13 +38,13 @@ from benchmarks.rows import (
     of_schedule,
     pooled_std,
     published,
+    sample_schedules,
     schedule,
     schedules,
-    settings,
     star,
     values_of,
 )
-from data import PRESETS, THESIS_SETS, Config
+from data import THESIS_SETS, Config
 
 # ---------------------------------------------------------------------------------------------
 # Naive against non-contrastive
@@ -540,9 +540,6 @@ SAMPLE_SCORES = (
     "cas_thesis",
 )
 SAMPLE_MODELS = (NAIVE, ("vibcreg", "slice"), ("vibcreg", "gauss"))
-# What `fast` and `best` change for two bands: the low band has 8 frames, the high one 32, as in
-# TimeVQVAE, whatever the preset has in one band.
-TWO_BANDS = {"bands": 2, "latent_width": Config.latent_width}
 # TimeVQVAE (Lee et al. 2023: naive, two bands), means; FID and IS are by another classifier.
 TIMEVQVAE = {
     "Wafer": {"cas_thesis": 0.994},
@@ -592,11 +589,7 @@ another classifier (ledger 15), published CAS by the schedule of cas_thesis (led
 
 def sample_cells(rows):
     """{(dataset, preset, bands, model): {seed: row}} of runs that differ in nothing else."""
-    preset_and_bands = {}  # of a row's settings
-    for preset in ("fast", "best"):
-        for bands, fields in (("1", {}), ("2", TWO_BANDS)):
-            config = Config(**PRESETS[preset] | {"precision": "bf16"} | fields)
-            preset_and_bands[settings(config)] = (preset, bands)
+    preset_and_bands = sample_schedules()
     found = {}
     for row in rows:
         model = (row["method"], row["augmentation"])

@@ -289,6 +289,21 @@ def schedules():
     return words_of
 
 
+# What `fast` and `best` change for two bands: the low band has 8 frames, the high one 32, as in
+# TimeVQVAE, whatever the preset has in one band.
+TWO_BANDS = {"bands": 2, "latent_width": Config.latent_width}
+
+
+def sample_schedules():
+    """{(stage 1's settings, the later ones'): (preset, bands)}, what samples.md compares."""
+    preset_and_bands = {}
+    for preset in ("fast", "best"):
+        for bands, fields in (("1", {}), ("2", TWO_BANDS)):
+            config = Config(**PRESETS[preset] | {"precision": "bf16"} | fields)
+            preset_and_bands[settings(config)] = (preset, bands)
+    return preset_and_bands
+
+
 def schedule(row, words_of):
     """The words of schedules() for a row's settings, or None. Without stage 2, stage 1 decides."""
     for (first, later), words in words_of.items():
