@@ -407,7 +407,10 @@ def table(out, results):
 NAME-0 is the first of five folds. What a trial changes is relative to the fast preset and
 vibcreg-slice; `naive: 4000 steps` is the trial `4000 steps` on the stage 1 of the trial `naive`.
 `texture` is a setting that is gone: it added noise to samples, like the residual of a train series
-with similar codes (`of any series`: of any). recall, coverage, nn_ratio and CAS are of samples of a
+with similar codes (`of any series`: of any). Three ways to learn and draw two bands that are gone
+too, where `fast` learns and draws the low band, then the high one given the whole low one: `one
+mask` over both, drawn together; or `low band first`; `low band half masked`, when the high one is
+learnt, in half of the series. recall, coverage, nn_ratio and CAS are of samples of a
 class; in stage 1 of reconstructions (recall, coverage, CAS: of those that trained it).
 cas_on_recon: what the classifiers behind CAS score on the reconstructed held-out fifth. prior_loss:
 of the held-out fifth. Minutes: one core of two in use. FID of TwoPatterns-0 in `no warm-up` and `no
