@@ -407,15 +407,15 @@ def table(out, results):
 NAME-0 is the first of five folds. What a trial changes is relative to the fast preset and
 vibcreg-slice; `naive: 4000 steps` is the trial `4000 steps` on the stage 1 of the trial `naive`.
 `texture` is a setting that is gone: it added noise to samples, like the residual of a train series
-with similar codes (`of any series`: of any). Three ways to learn and draw two bands that are gone
-too, where `fast` learns and draws the low band, then the high one given the whole low one: `one
-mask` over both, drawn together; or `low band first`; `low band half masked`, when the high one is
-learnt, in half of the series. recall, coverage, nn_ratio and CAS are of samples of a
-class; in stage 1 of reconstructions (recall, coverage, CAS: of those that trained it).
-cas_on_recon: what the classifiers behind CAS score on the reconstructed held-out fifth. prior_loss:
-of the held-out fifth. Minutes: one core of two in use. FID of TwoPatterns-0 in `no warm-up` and `no
-warm-up: ...` is by a classifier of 600 steps at 1e-3, CAS there by 40 steps a class, as the preset
-then had them: these compare with one another alone.
+with similar codes (`of any series`: of any). Of two bands `fast` learns and draws the low one, then
+the high one given all of it. Three other ways are gone too: `one mask` over both, which are drawn
+together, or the `low band first`; and `low band half masked`, where in half of the series the high
+one is learnt from a part of it. recall, coverage, nn_ratio and CAS are of samples of a class; in
+stage 1 of reconstructions (recall, coverage, CAS: of those that trained it). cas_on_recon: what the
+classifiers behind CAS score on the reconstructed held-out fifth. prior_loss: of the held-out fifth.
+Minutes: one core of two in use. FID of TwoPatterns-0 in `no warm-up` and `no warm-up: ...` is by a
+classifier of 600 steps at 1e-3, CAS there by 40 steps a class, as the preset then had them: these
+compare with one another alone.
 """
     for kind in KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]

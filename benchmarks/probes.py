@@ -153,13 +153,18 @@ def load_judged(run_dir):
     return dataset, model, fcn
 
 
-def name_cells(row):
-    """The cells that name a run: `Symbols/naive-none/seed1` and its schedule in words, or ""."""
-    name = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
+def schedules_and_bands():
+    """schedules(), and those of two bands that samples.md compares."""
     words_of = schedules()
     for key, (preset, bands) in sample_schedules().items():
         if bands == "2":
             words_of[key] = f"{preset}, bf16, two bands"
+    return words_of
+
+
+def name_cells(row, words_of):
+    """The cells that name a run: `Symbols/naive-none/seed1` and its schedule in words, or ""."""
+    name = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
     return [name, words_of.get((row["stage1_settings"], row["later_settings"]), "")]
 
 
@@ -227,12 +232,13 @@ classes: half the sum of their distances from the test split's, train / samples)
         "shares",
     ]
     print(markdown(columns, []), end="")
+    words_of = schedules_and_bands()
     for row in find_runs(folders):
         if row["cas"] is None:  # no samples of classes
             continue
         (real, reconstructed, conditional), shares, of_classes = parts(row["run_dir"])
         add_to_probes(row["run_dir"], of_classes)
-        cells = name_cells(row)
+        cells = name_cells(row, words_of)
         for scores in (real[1:], reconstructed, conditional, (row["fid"], row["is"])):
             cells.append(", ".join(f"{value:.3f}" for value in scores))
         cells.append(shares_text(*shares))
@@ -287,13 +293,14 @@ the opposite is the reconstruction whole.
 """)
     columns = ["run", "preset", "k", "power", "error", "FID, own class: reconstructed below k"]
     print(markdown([*columns, "reconstructed from k on"], []), end="")
+    words_of = schedules_and_bands()
     for row in find_runs(run_dirs):
         dataset, model, fcn = load_judged(row["run_dir"])
         x = dataset.x_test
         real, _ = classify(fcn, x)
         cuts = [0, *(k for k in (8, 16, 32, 64, 128, 256) if k < dataset.length // 2)]
         for part in spectrum(x, encode_split(model, x)["x_hat"], cuts):
-            cells = name_cells(row)
+            cells = name_cells(row, words_of)
             cells += [str(part["k"]), f"{part['power']:.2g}", f"{part['error']:.2f}"]
             for half in ("low", "high"):
                 features, p = classify(fcn, part[half])

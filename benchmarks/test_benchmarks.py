@@ -547,7 +547,8 @@ def test_samples_of_presets_and_bands_stand_above_what_was_published():
         ["vibcreg-slice", "published", "1", "four", "9.740", "", "0.974", ""],
         ["TimeVQVAE", "published", "2", "", "5.6", "", "0.968", ""],
     ]
-    named = [probes.name_cells(row)[1] for row in rows[:4]]
+    words_of = probes.schedules_and_bands()
+    named = [probes.name_cells(row, words_of)[1] for row in rows[:4]]
     assert named == ["best, bf16", "fast, bf16, two bands", "best, bf16, two bands", "fast, bf16"]
 
 
