@@ -8,11 +8,12 @@
     python -m benchmarks.choose_presets cas runs/fast TwoPatterns         # CAS by its training
     python -m benchmarks.choose_presets table runs/fast results/          # fast.csv, fast.md
 
-A trial is the fast preset with some fields changed, in bf16; TRIALS has them all, those that failed
-too. The test split is never read for a choice. Finished trials are skipped, so processes may share
-the work by set. Priors are trained on the stage 1 of trial --on. `own` is the share of samples that
-a classifier of real series puts into the class they were drawn for, `fid_class` the FID of those
-samples; `recall`, `coverage` and `nn_ratio` are of samples of a class too.
+A trial is the fast preset with some fields changed, in bf16. TRIALS has those whose settings still
+exist, results/fast.csv all, those that failed too. The test split is never read for a choice.
+Finished trials are skipped, so processes may share the work by set. Priors are trained on the stage
+1 of trial --on. `own` is the share of samples that a classifier of real series puts into the class
+they were drawn for, `fid_class` the FID of those samples; `recall`, `coverage` and `nn_ratio` are
+of samples of a class too.
 """
 
 import json
@@ -97,7 +98,6 @@ TRIALS = {
         },
     },
     "decoding": {
-        "lr 2e-3": SLOWER | {"fcn_steps": 0, "fcn_epochs": 100},
         "4000 steps": {"stage2_steps": 4000},
         "8000 steps": {"stage2_steps": 8000},
         "no class 0.5, 4000 steps": {"class_dropout": 0.5, "stage2_steps": 4000},
@@ -414,8 +414,8 @@ one is learnt from a part of it. recall, coverage, nn_ratio and CAS are of sampl
 stage 1 of reconstructions (recall, coverage, CAS: of those that trained it). cas_on_recon: what the
 classifiers behind CAS score on the reconstructed held-out fifth. prior_loss: of the held-out fifth.
 Minutes: one core of two in use. FID of TwoPatterns-0 in `no warm-up` and `no warm-up: ...` is by a
-classifier of 600 steps at 1e-3, CAS there by 40 steps a class, as the preset then had them: these
-compare with one another alone.
+classifier of 600 steps at 1e-3, CAS there by 40 steps a class, as the preset then had them, under
+decoding by one of 100 epochs: these compare with one another alone, a table at a time.
 """
     for kind in KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]
@@ -508,7 +508,9 @@ def main():
     parser.add_argument("kind", choices=[*KINDS, "table"])
     parser.add_argument("out", type=Path)
     parser.add_argument("sets", nargs="+", help="names, or for table the folder of results")
-    parser.add_argument("--fold", type=int, nargs="+", default=[0], help="of five [0]")
+    parser.add_argument(
+        "--fold", type=int, nargs="+", default=[0], choices=range(5), help="of five [0]"
+    )
     parser.add_argument("--only", nargs="+", help="trials [all]")
     parser.add_argument("--on", default="fast", help="stage 1's trial under a prior [fast]")
     args = parser.parse_args()
@@ -517,6 +519,10 @@ def main():
         return
     if args.on != "fast" and args.kind in ("probes", "stage1", "classifier"):
         raise InputError(f"--on {args.on}: {args.kind} trains no prior")
+    for kind, names in ((args.kind, args.only or []), ("stage1", [args.on])):
+        for name in names:
+            if name not in TRIALS[kind]:
+                raise InputError(f"{name}: no trial of {kind}; there are {', '.join(TRIALS[kind])}")
     for name in args.sets:
         for fold in args.fold:
             dataset = held_out(name, args.out, fold)

@@ -14,18 +14,16 @@ import statistics
 from dataclasses import dataclass
 
 from benchmarks.rows import (
-    BEST,
     BY_CLASSIFIER,
     EARLIER,
-    FAST,
     IDENTITY,
     MODELS,
     NAIVE,
     NC,
     NO_WARMUP,
     NOISE,
+    PRECISIONS,
     RECON,
-    THESIS,
     between,
     is_gain,
     is_whole,
@@ -35,12 +33,14 @@ from benchmarks.rows import (
     minutes,
     noise,
     noise_bound,
-    of_schedule,
+    of_one_classifier,
+    of_preset,
     pooled_std,
     published,
     sample_schedules,
     schedule,
     schedules,
+    seeds_of_all,
     star,
     values_of,
 )
@@ -70,13 +70,16 @@ def headline(cells):
     names = [metric.replace("_train_mode", ", train mode") for metric in METRICS]
     text = f"""# Naive against non-contrastive
 
-FID and IS hang on the classifier, which is another one of each set. {NOISE}
+FID, IS and coverage hang on a classifier, another one of each set, schedule and processor: runs
+that share one are compared, where there are any. `2–4` seeds: some metrics are of fewer.
+{NOISE}
 """
-    for words in (FAST, THESIS):
-        compared = of_schedule(cells, words)
+    for preset in ("fast", "thesis"):
+        compared = of_preset(cells, preset)
         if not compared:
             continue
         found = differences(compared)
+        words = next(words for _, words in compared)
         text += f"""
 ## Schedule: {words}, {len(compared)} sets
 
@@ -103,6 +106,8 @@ class Difference:
     dataset: str
     model: tuple
     metric: str
+    n: int  # the seeds that are compared, of the model
+    m: int  # and of naive
     ours: float | None  # None: one of the two was not run
     our_star: str
     noise_known: bool  # of ours
@@ -124,8 +129,9 @@ def differences(compared):
             if model not in models:
                 continue
             for metric in METRICS:
-                value, n = mean(models[model], metric)
-                naive, m = mean(models[NAIVE], metric)
+                runs, naive_runs = of_one_classifier(models[model], models[NAIVE], metric)
+                value, n = mean(runs, metric)
+                naive, m = mean(naive_runs, metric)
                 std = noise(compared, dataset, metric)
                 ours, our_star = None, ""
                 if n and m:
@@ -136,9 +142,19 @@ def differences(compared):
                     theirs = published(dataset, model, metric)["mean"]
                     theirs -= published(dataset, NAIVE, metric)["mean"]
                     their_star = star(theirs, 4, 4, pooled_std(dataset, metric))
-                known = std is not None
                 found.append(
-                    Difference(dataset, model, metric, ours, our_star, known, theirs, their_star)
+                    Difference(
+                        dataset=dataset,
+                        model=model,
+                        metric=metric,
+                        n=n,
+                        m=m,
+                        ours=ours,
+                        our_star=our_star,
+                        noise_known=std is not None,
+                        published=theirs,
+                        published_star=their_star,
+                    )
                 )
     return found
 
@@ -149,7 +165,7 @@ def difference_rows(compared, found):
     for (dataset, _), models in compared.items():
         for model in NC:
             if model in models:
-                line = [dataset, "-".join(model), str(len(models[model]))]
+                line = [dataset, "-".join(model), seeds_of_all(models[model], METRICS)]
                 for difference in found:
                     if (difference.dataset, difference.model) == (dataset, model):
                         line.append(difference.text())
@@ -231,17 +247,17 @@ def questions(cells):
     asked = dict.fromkeys(("rq1", "rq2", "rq3", "rq4", "published"), "")
     of_tokens = ("recon", "knn", "svm")
     of_samples = ("fid", "is", "coverage", "cas", "cas_on_recon", "cas_thesis")
-    for words, heading in (
-        (FAST, "By `fast`:"),
-        (BEST, "By `best`:"),
-        (THESIS, "By the thesis' schedule:"),
+    for preset, heading in (
+        ("fast", "By `fast`:"),
+        ("best", "By `best`:"),
+        ("thesis", "By the thesis' schedule:"),
     ):
-        compared = of_schedule(cells, words)
+        compared = of_preset(cells, preset)
         if not compared:
             continue
         found = differences(compared)
         tables = {"rq3": f"{by_set(compared, found, of_samples)}\n{higher_fid(found)}"}
-        if words != BEST:  # which is for samples, and ran for some models
+        if preset != "best":  # which is for samples, and ran for some models
             tables["rq1"] = by_set(compared, found, of_tokens)
             tables["rq2"] = by_augmentation(compared, found, of_tokens)
             tables["rq4"] = by_augmentation(compared, found, of_samples)
@@ -271,14 +287,14 @@ def by_set(compared, found, metrics):
     """A set a row: the mean over its non-contrastive models, minus naive, [published]."""
     lines = []
     for (dataset, _), models in compared.items():
-        counts = [len(values_of(runs, metrics[0])) for runs in models.values()]
+        counts = []
+        for runs in models.values():
+            counts += [len(values_of(runs, metric)) for metric in metrics]
         line = [dataset, str(len(models) - 1), between(counts)]
         for metric in metrics:
-            m = len(values_of(models[NAIVE], metric))
-            n = sum(len(values_of(runs, metric)) for runs in models.values()) - m
             std = noise(compared, dataset, metric)
             chosen = [d for d in found if (d.dataset, d.metric) == (dataset, metric)]
-            line.append(mean_difference(chosen, n, m, std))
+            line.append(mean_difference(chosen, std))
         lines.append(line)
     return markdown(["set", "models", "seeds", *metrics], lines)
 
@@ -299,12 +315,12 @@ def by_augmentation(compared, found, metrics):
     return markdown(["augmentation", "sets", *metrics], lines)
 
 
-def mean_difference(chosen, n=0, m=0, std=None):
+def mean_difference(all_models, std=None):
     """`+0.01 [+0.02]*`: the means of ours and of the published ones beside them; "" if none ran.
 
-    n, m: seeds of all models and of naive. std: over seeds; None: no mark.
+    Of some of the models alone: how many follow, `(3)`. std: over seeds; None: no mark.
     """
-    chosen = [d for d in chosen if d.ours is not None]
+    chosen = [d for d in all_models if d.ours is not None]
     if not chosen:
         return ""
     ours = statistics.mean(d.ours for d in chosen)
@@ -312,8 +328,9 @@ def mean_difference(chosen, n=0, m=0, std=None):
     if chosen[0].published is not None:
         theirs = statistics.mean(d.published for d in chosen)
         bracket = f" [{theirs:+.2f}]"
-    mark = star(ours, n, m, std) if n and m else ""
-    return f"{ours:+.2f}{bracket}{mark}"
+    mark = star(ours, sum(d.n for d in chosen), min(d.m for d in chosen), std)
+    some = f" ({len(chosen)})" if len(chosen) < len(all_models) else ""
+    return f"{ours:+.2f}{bracket}{mark}{some}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -353,14 +370,15 @@ def beside(cells, one, other):
             which = ", ".join(map(str, seeds))
             ours = means_over(seeds, first[model], second[model])
             theirs = means_over(seeds, second[model], first[model])
-            lines.append([*who, one, which, *map(shown, ours.values())])
-            lines.append([*who, other, which, *map(shown, theirs.values())])
+            for name, means in ((one, ours), (other, theirs)):
+                values = [shown(value, len(seeds)) for value in means.values()]
+                lines.append([*who, name, which, *values])
             both = {key: cells[key] for key in ((dataset, one), (dataset, other))}
             lines.append([*who, "difference", "", *changes(both, dataset, ours, theirs)])
             means = [(published(dataset, model, metric) or {}).get("mean") for metric in ours]
             if any(means):
-                four = [(value, 4) for value in means]
-                lines.append([*who, "published", "four", *map(shown, four)])
+                values = [shown((value, 4), 4) for value in means]
+                lines.append([*who, "published", "four", *values])
     columns = ["dataset", "model", "schedule", "seeds", *SCORES, "minutes"]
     return markdown(columns, lines) if lines else ""
 
@@ -379,10 +397,12 @@ def means_over(seeds, runs, others=None, metrics=SCORES):
     return {metric: mean(chosen, metric) for metric in (*metrics, "minutes")}
 
 
-def shown(mean_and_n):
-    """A mean as text, "" where there is none."""
-    value, _ = mean_and_n
-    return "" if value is None else f"{value:.3f}"
+def shown(mean_and_n, seeds):
+    """A mean as text, "" where there is none; of fewer than the row's seeds: `0.706 (1)`."""
+    value, n = mean_and_n
+    if value is None:
+        return ""
+    return f"{value:.3f}" if n == seeds else f"{value:.3f} ({n})"
 
 
 def changes(cells, dataset, ours, theirs):
@@ -407,8 +427,10 @@ def presets(cells):
     text = f"""# The presets
 
 `fid_recon` and `fid_floor`, FID of reconstructions and of train series, and `is_real`, IS of the
-real test split, bound FID and IS. Minutes are of one core, the other one busy too. FID, IS and CAS
-hang on their classifiers, which `thesis` trains longer.
+real test split, bound FID and IS. Minutes are of one core, the other one busy too, and of the
+processor that it was (`runs.csv`). FID, IS and CAS hang on their classifiers, which `thesis` trains
+longer and each processor anew; where fid_floor differs, two runs had two.
+`(1)`: of one seed of the row's.
 {NOISE}
 """
     for heading, one, other in (
@@ -418,9 +440,12 @@ hang on their classifiers, which `thesis` trains longer.
         text += f"\n## {heading}\n"
         for edition in ("", NO_WARMUP, EARLIER):
             edition_of_one = "" if one == "thesis" else edition  # the thesis has one alone
-            table = beside(cells, f"{one}, bf16{edition_of_one}", f"{other}, bf16{edition}")
-            if table:
-                text += f"\n{table}"
+            for precision in PRECISIONS:
+                table = beside(
+                    cells, f"{one}, {precision}{edition_of_one}", f"{other}, {precision}{edition}"
+                )
+                if table:
+                    text += f"\n{table}"
     return text
 
 
@@ -472,10 +497,12 @@ DEPARTURES = (
 
 
 def departures(rows):
-    """departures.md: runs beside those that differ from them in nothing else."""
+    """departures.md: runs beside those whose settings differ from theirs in nothing else."""
     text = f"""# Runs beside others that differ in one thing
 
-Means over the seeds that both have; nothing was published for two views.
+Means over the seeds that both have; nothing was published for two views. What runs do not share
+beside that: the processor, perhaps, so that minutes say little, and where fid_floor differs, FID,
+IS and CAS are by two classifiers.
 {NOISE}
 """
     for departure in DEPARTURES:
@@ -562,10 +589,10 @@ def samples(rows):
             continue
         for key in sorted(here, key=lambda key: (SAMPLE_MODELS.index(key[3]), *key[1:3])):
             _, preset, bands, model = key
-            means = means_over(here[key], here[key], metrics=SAMPLE_SCORES)
-            counts = ", ".join(map(str, sorted(here[key])))
-            line = [dataset, "-".join(model), preset, bands, counts]
-            lines.append(line + [shown(value) for value in means.values()])
+            seeds = sorted(here[key])
+            means = means_over(seeds, here[key], metrics=SAMPLE_SCORES)
+            line = [dataset, "-".join(model), preset, bands, ", ".join(map(str, seeds))]
+            lines.append(line + [shown(value, len(seeds)) for value in means.values()])
         ran = {key[3] for key in here}
         for model in sorted(ran, key=SAMPLE_MODELS.index):
             theirs = [published(dataset, model, metric) for metric in SAMPLE_SCORES]
@@ -577,12 +604,13 @@ def samples(rows):
     columns = ["dataset", "model", "preset", "bands", "seeds", *SAMPLE_SCORES, "minutes"]
     return f"""# Samples, by preset and bands
 
-Means over seeds. What real series score: fid_floor (as many train series), is_real, coverage_real,
-cas_real; what reconstructions score: fid_recon. FID, IS, precision to coverage are of unconditional
-samples, fid_class and coverage_class of samples of classes, in the train split's shares; guidance
-is for these alone. cas_on_recon: what the classifier behind CAS scores
-on reconstructed test series, which are as smooth as its samples. Published FID and IS are by
-another classifier (ledger 15), published CAS by the schedule of cas_thesis (ledger 34).
+Means over seeds; `(1)`: of one seed of the row's. What real series score: fid_floor (as many train
+series), is_real, coverage_real, cas_real; what reconstructions score: fid_recon. FID, IS, precision
+to coverage are of unconditional samples, fid_class and coverage_class of samples of classes, in the
+train split's shares; guidance is for these alone. cas_on_recon: what the classifier behind CAS
+scores on reconstructed test series, which are as smooth as its samples. Where fid_floor of two rows
+differs, their FID, IS and coverage are by two classifiers, mostly of two processors. Published FID
+and IS are by another one (ledger 15), published CAS by the schedule of cas_thesis (ledger 34).
 
 {markdown(columns, lines)}"""
 
@@ -595,7 +623,9 @@ def sample_cells(rows):
         model = (row["method"], row["augmentation"])
         which = preset_and_bands.get((row["stage1_settings"], row["later_settings"]))
         if which and model in SAMPLE_MODELS and is_whole(row):
-            found.setdefault((row["dataset"], *which, model), {})[row["seed"]] = row
+            preset, precision, bands = which
+            words = preset if precision == PRECISIONS[0] else f"{preset}, {precision}"
+            found.setdefault((row["dataset"], words, bands, model), {})[row["seed"]] = row
     return found
 
 

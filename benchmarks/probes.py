@@ -1,9 +1,11 @@
 """What finished runs are asked afterwards: the published probes and CAS, and where samples lose.
 
-python -m benchmarks.probes train_mode runs/Symbols/*/seed*   # the published way (ledger 12)
-python -m benchmarks.probes cas runs/Symbols/*/seed*          # by the thesis' schedule (ledger 34)
-python -m benchmarks.probes parts runs/ > results/parts.md    # real, reconstructed, generated
+python -m benchmarks.probes train_mode runs/                # the published way (ledger 12)
+python -m benchmarks.probes cas runs/Symbols                # by the thesis' schedule (ledger 34)
+python -m benchmarks.probes parts runs/ > results/parts.md  # real, reconstructed, generated
 python -m benchmarks.probes spectrum RUN ... > results/spectrum.md  # what reconstructions lack
+
+RUN is a run's folder. All take folders of runs as well, and leave out what is not finished.
 """
 
 import copy
@@ -15,12 +17,12 @@ import torch
 
 from benchmarks.rows import (
     PROBES,
+    add_to_probes,
     find_runs,
     markdown,
     markdown_row,
-    read_probes,
-    sample_schedules,
-    schedules,
+    name_cells,
+    schedules_and_bands,
 )
 from data import (
     Config,
@@ -30,9 +32,7 @@ from data import (
     load_dataset,
     read_arrays,
     read_config,
-    read_json,
     run_command,
-    write_json,
 )
 from evaluate import (
     accuracy,
@@ -54,8 +54,9 @@ from ncvqvae import encode_split, load_stage1
 def probe_in_train_mode(model, dataset, seed=0):
     """The published probes: train mode, so test batches move BatchNorm and codebook (ledger 12).
 
-    On a throw-away copy -> {PROBES: value}. recon is that of the test split in eval mode
-    afterwards, of all of it and of the last mini-batch: what a checkpoint saved then would score.
+    On a throw-away copy, in batches as large as the run trained with -> {PROBES: value}. recon is
+    that of the test split in eval mode afterwards, of all of it and of the last mini-batch: what a
+    checkpoint saved then would score.
     """
     model = copy.deepcopy(model).train()
     batch = model.config.stage1_batch
@@ -75,11 +76,13 @@ def probe_in_train_mode(model, dataset, seed=0):
     }
 
 
-def command_train_mode(run_dirs):
+def command_train_mode(folders):
     """Probe finished runs in train mode into probe.json; print it beside the frozen values."""
     shown = ("knn", "svm", "recon", "recon_last_batch", *PROBES)
-    print(markdown(["run", *shown], []), end="")
-    for run_dir in map(Path, run_dirs):
+    print(markdown(["run", "schedule", *shown], []), end="")
+    words_of = schedules_and_bands()
+    for row in find_runs(folders):
+        run_dir = row["run_dir"]
         config = read_config(run_dir)
         dataset = load_dataset(config.dataset)
         if not dataset.classes:
@@ -87,16 +90,9 @@ def command_train_mode(run_dirs):
         model, _ = load_stage1(run_dir, config, dataset)
         scores = probe_in_train_mode(model, dataset)
         add_to_probes(run_dir, scores)
-        scores |= read_json(run_dir / "metrics.json")
-        cells = ["/".join(run_dir.resolve().parts[-3:])]  # DATASET/METHOD-AUG/seedN
-        for name in shown:
-            cells.append(f"{scores[name]:.3f}")
-        print(markdown_row(cells), flush=True)
-
-
-def add_to_probes(run_dir, scores):
-    """Write scores into a run's probe.json, beside what it has."""
-    write_json(Path(run_dir) / "probe.json", read_probes(run_dir) | scores)
+        row |= scores
+        values = [f"{row[name]:.3f}" for name in shown]
+        print(markdown_row(name_cells(row, words_of) + values), flush=True)
 
 
 def thesis_cas(run_dir):
@@ -129,18 +125,20 @@ def labelled_samples(run_dir, dataset):
     return x, y
 
 
-def command_cas(run_dirs):
+def command_cas(folders):
     """CAS of finished runs by the thesis' schedule into probe.json, printed beside their own."""
-    print(markdown(["run", "cas", "cas_real", "cas_thesis", "minutes"], []), end="")
-    for run_dir in map(Path, run_dirs):
-        scores = read_probes(run_dir)
-        if "cas_thesis" not in scores:
-            scores = thesis_cas(run_dir)
-        metrics = read_json(run_dir / "metrics.json")
-        cells = ["/".join(run_dir.resolve().parts[-3:])]  # DATASET/METHOD-AUG/seedN
-        for value in (metrics["cas"], metrics["cas_real"], scores["cas_thesis"]):
-            cells.append("" if value is None else f"{value:.3f}")
-        cells.append(f"{scores['seconds_cas_thesis'] / 60:.0f}")
+    print(markdown(["run", "schedule", "cas", "cas_real", "cas_thesis", "minutes"], []), end="")
+    words_of = schedules_and_bands()
+    for row in find_runs(folders):
+        if row["cas"] is None:  # no samples of classes
+            continue
+        if row["cas_thesis"] is None:  # nor was its own CAS by that schedule
+            row |= thesis_cas(row["run_dir"])
+        cells = name_cells(row, words_of)
+        for name in ("cas", "cas_real", "cas_thesis"):
+            cells.append(f"{row[name]:.3f}")
+        seconds = row["seconds_cas_thesis"]
+        cells.append("" if seconds is None else f"{seconds / 60:.0f}")
         print(markdown_row(cells), flush=True)
 
 
@@ -151,21 +149,6 @@ def load_judged(run_dir):
     model, _ = load_stage1(run_dir, config, dataset)
     fcn, _, _ = dataset_fcn(shared_folder(run_dir), dataset, fcn_config(config, dataset))
     return dataset, model, fcn
-
-
-def schedules_and_bands():
-    """schedules(), and those of two bands that samples.md compares."""
-    words_of = schedules()
-    for key, (preset, bands) in sample_schedules().items():
-        if bands == "2":
-            words_of[key] = f"{preset}, bf16, two bands"
-    return words_of
-
-
-def name_cells(row, words_of):
-    """The cells that name a run: `Symbols/naive-none/seed1` and its schedule in words, or ""."""
-    name = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
-    return [name, words_of.get((row["stage1_settings"], row["later_settings"]), "")]
 
 
 def parts(run_dir):
@@ -263,8 +246,12 @@ def spectrum(x, x_hat, cuts):
     from k on; high: x below k and x_hat from k on.
     """
     of_x, of_x_hat = torch.fft.rfft(x), torch.fft.rfft(x_hat)  # (n, L // 2 + 1)
-    power = of_x.abs().square().sum(0)  # (L // 2 + 1)
-    error = (of_x - of_x_hat).abs().square().sum(0)
+    twice = torch.full((of_x.shape[1],), 2.0)  # a frequency and its negative
+    twice[0] = 1
+    if x.shape[1] % 2 == 0:
+        twice[-1] = 1
+    power = twice * of_x.abs().square().sum(0)  # (L // 2 + 1)
+    error = twice * (of_x - of_x_hat).abs().square().sum(0)
     rows = []
     for k in cuts:
         low = torch.cat([of_x_hat[:, :k], of_x[:, k:]], 1)
@@ -318,9 +305,7 @@ def main():
     }
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=commands)
-    parser.add_argument(
-        "folders", nargs="+", help="finished runs; for parts and spectrum also folders of runs"
-    )
+    parser.add_argument("folders", nargs="+", help="finished runs, or folders of them")
     args = parser.parse_args()
     commands[args.command](args.folders)
 

@@ -32,6 +32,7 @@ from data import (
     read_log,
     warn,
     write_atomic,
+    write_json,
 )
 from evaluate import METRICS
 
@@ -58,8 +59,11 @@ COLUMNS_BESIDE = {
     "cas": ("cas_thesis",),  # the presets' own is another ruler
 }
 LOWER_IS_BETTER = {*RECON, "fid"}
-# Hang on the FCN and its schedule: not to be compared with published ones (ledger 15, 34).
-BY_CLASSIFIER = {"fid", "is", "coverage", "cas", "cas_on_recon"}
+# By the classifier that all runs of a dataset on a processor share, fid_floor tells which.
+BY_SHARED_FCN = {"fid", "is", "coverage"}
+# By a classifier of ours: not to be compared with published ones (ledger 15, 34). Each run trains
+# one for CAS on its samples.
+BY_CLASSIFIER = BY_SHARED_FCN | {"cas", "cas_on_recon"}
 
 SETTINGS = ("stage1_settings", "later_settings")  # what differs from the thesis, as text
 TEXT = (
@@ -135,9 +139,23 @@ def read_run(run_dir):
 
 
 def read_probes(run_dir):
-    """What probes.py has written into a run's probe.json, {} where it has not."""
+    """What probes.py has found of a run, {name: value}; {} where it has not, or of other metrics.
+
+    A run that was made or scored anew, with other settings, is another one.
+    """
     path = Path(run_dir) / "probe.json"
-    return read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    probes = read_json(path)
+    scored = read_json(Path(run_dir) / "metrics.json")["config"]
+    return probes["scores"] if probes.get("config") == scored else {}
+
+
+def add_to_probes(run_dir, scores):
+    """Write scores into a run's probe.json, beside what it has."""
+    scored = read_json(Path(run_dir) / "metrics.json")["config"]
+    probes = {"config": scored, "scores": read_probes(run_dir) | scores}
+    write_json(Path(run_dir) / "probe.json", probes)
 
 
 def identity(row):
@@ -148,10 +166,19 @@ def identity(row):
 def export(folders, out):
     """Merge the finished runs below folders into out/runs.csv and keep their logs.
 
-    A run that is there already (same identity) is replaced.
+    A run that is there already (same identity) is replaced. InputError where two of the folders
+    have one: which of them counts?
     """
     merged = {identity(row): row for row in read_rows(out / "runs.csv")}
     runs = find_runs(folders)
+    found = {}
+    for row in runs:
+        same = found.setdefault(identity(row), row)
+        if same is not row:
+            raise InputError(
+                f"{same['run_dir']} and {row['run_dir']} are runs of the same settings and seed: "
+                "export one of them"
+            )
     for row in runs:
         merged[identity(row)] = row
         if row["later_settings"] != "none":  # perhaps it had stopped after stage 1 and went on
@@ -264,28 +291,30 @@ def write_csv(path, columns, rows):
 # ---------------------------------------------------------------------------------------------
 
 
+PRECISIONS = ("bf16", "float32")  # where runs of both are there, the first is compared
+
+
 def schedules():
     """{(stage 1's settings, the later ones'): the schedule in words}, of what is compared."""
     # Runs of the same presets from before they changed: `best` was `fast` with other steps of the
     # prior and other decoding. Where there is no steps_per_class, cas_steps=40 were steps a class,
     # and fcn_lr was the thesis'.
-    former = {
-        "fast": PRESETS["fast"] | {"stage1_warmup": 0},
-        "best": PRESETS["fast"]
-        | {"stage1_warmup": 0, "stage2_steps": 4000, "decode_steps": 20, "guidance": 2.0},
-    }
-    long_before = {"cas_steps": 40, "steps_per_class": 0, "fcn_lr": Config.fcn_lr}
+    no_warmup = PRESETS["fast"] | {"stage1_warmup": 0}
+    earlier = no_warmup | {"cas_steps": 40, "steps_per_class": 0, "fcn_lr": Config.fcn_lr}
+    earlier_best = earlier | {"stage2_steps": 4000, "decode_steps": 20, "guidance": 2.0}
     words_of = {}
-    for precision in ("float32", "bf16"):
-        for preset in ("thesis", "fast", "best"):
-            values = PRESETS[preset] | {"precision": precision}
-            words_of[settings(Config(**values))] = f"{preset}, {precision}"
-            if preset in former:
-                for edition, change in ((NO_WARMUP, {}), (EARLIER, long_before)):
-                    earlier = former[preset] | change | {"precision": precision}
-                    words_of[settings(Config(**earlier))] = f"{preset}, {precision}{edition}"
-        shorter = Config(precision=precision, cas_epochs=100)
-        words_of[settings(shorter)] = f"thesis, {precision}"
+    for preset, edition, fields in (
+        ("thesis", "", {}),
+        ("thesis", "", {"cas_epochs": 100}),
+        ("fast", "", PRESETS["fast"]),
+        ("fast", NO_WARMUP, no_warmup),
+        ("fast", EARLIER, earlier),
+        ("best", "", PRESETS["best"]),
+        ("best", EARLIER, earlier_best),
+    ):
+        for precision in PRECISIONS:
+            config = Config(**fields | {"precision": precision})
+            words_of[settings(config)] = f"{preset}, {precision}{edition}"
     return words_of
 
 
@@ -295,13 +324,28 @@ TWO_BANDS = {"bands": 2, "latent_width": Config.latent_width}
 
 
 def sample_schedules():
-    """{(stage 1's settings, the later ones'): (preset, bands)}, what samples.md compares."""
-    preset_and_bands = {}
-    for preset in ("fast", "best"):
+    """{(stage 1's settings, the later ones'): (preset, precision, bands)}, what samples.md has."""
+    found = {}
+    for preset, precision in itertools.product(("fast", "best"), PRECISIONS):
         for bands, fields in (("1", {}), ("2", TWO_BANDS)):
-            config = Config(**PRESETS[preset] | {"precision": "bf16"} | fields)
-            preset_and_bands[settings(config)] = (preset, bands)
-    return preset_and_bands
+            config = Config(**PRESETS[preset] | {"precision": precision} | fields)
+            found[settings(config)] = (preset, precision, bands)
+    return found
+
+
+def schedules_and_bands():
+    """schedules(), and those of two bands that samples.md has."""
+    words_of = schedules()
+    for key, (preset, precision, bands) in sample_schedules().items():
+        if bands == "2":
+            words_of[key] = f"{preset}, {precision}, two bands"
+    return words_of
+
+
+def name_cells(row, words_of):
+    """The cells that name a run: `Symbols/naive-none/seed1` and its schedule in words, or ""."""
+    name = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
+    return [name, words_of.get((row["stage1_settings"], row["later_settings"]), "")]
 
 
 def schedule(row, words_of):
@@ -338,8 +382,8 @@ def without_precision(words):
 def grid(rows):
     """The cells of the runs on complete data by a known schedule.
 
-    The presets have changed twice. FID, IS and CAS of two classifiers do not compare, and stage 1
-    has a warm-up now, so earlier runs have cells of their own, whose schedule ends in EARLIER or
+    The presets have changed: FID, IS and CAS of two classifiers do not compare, and stage 1 has a
+    warm-up now, so earlier runs have cells of their own, whose schedule ends in EARLIER or
     NO_WARMUP. Runs of stage 1 alone, which have no classifier, stand in both of the latter, where
     there are both.
     """
@@ -365,17 +409,20 @@ def grid(rows):
     return dict(sorted(cells.items()))
 
 
-FAST, THESIS = "fast, bf16", "thesis, bf16"  # the schedules of the grid
-BEST = "best, bf16"
+def of_preset(cells, preset):
+    """A preset's cells where naive and another model ran, in the thesis' order of sets.
 
-
-def of_schedule(cells, words):
-    """The cells of one schedule where naive and another model ran, in the thesis' order of sets."""
+    Of the first of PRECISIONS that has any.
+    """
     chosen = {}
-    for dataset in in_order({name for name, _ in cells}, THESIS_SETS):
-        models = cells.get((dataset, words), {})
-        if NAIVE in models and len(models) > 1:
-            chosen[dataset, words] = models
+    for precision in PRECISIONS:
+        words = f"{preset}, {precision}"
+        for dataset in in_order({name for name, _ in cells}, THESIS_SETS):
+            models = cells.get((dataset, words), {})
+            if NAIVE in models and len(models) > 1:
+                chosen[dataset, words] = models
+        if chosen:
+            break
     return chosen
 
 
@@ -399,6 +446,11 @@ def mean(runs, metric):
     """The mean over the runs that have the metric, and how many: (None, 0) if none has."""
     values = values_of(runs, metric)
     return (statistics.mean(values) if values else None), len(values)
+
+
+def seeds_of_all(runs, metrics):
+    """`4`, or `2–4` where some of the metrics are of fewer seeds of these runs."""
+    return between([len(values_of(runs, metric)) for metric in metrics])
 
 
 def between(counts):
@@ -435,8 +487,9 @@ PUBLISHED = read_published()
 NOISE = (
     "\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n and m seeds that have "
     "the metric, the std being the root mean square of the published models' stds over seeds; for "
-    "our FID, IS and CAS, which hang on our classifier, of our own by the same schedule, where "
-    "four models have two seeds."
+    "our FID, IS, coverage and CAS, which hang on our classifier, of our own, where four models "
+    "have two seeds. Seeds of one model that ran on two processors have two classifiers, so that "
+    "noise is of both."
 )
 
 
@@ -470,6 +523,24 @@ def noise(cells, dataset, metric):
             if name == dataset and len(values) > 1:
                 variances.append(statistics.variance(values))
     return math.sqrt(statistics.mean(variances)) if len(variances) >= 4 else None
+
+
+def of_one_classifier(runs, others, metric):
+    """The runs of two models that share a classifier; all, if none does or the metric has none.
+
+    Another processor trains another one, and FID of train series by it, fid_floor, differs.
+    """
+    if metric not in BY_SHARED_FCN:
+        return runs, others
+    floors = []
+    for each in (runs, others):
+        floors.append({row["fid_floor"] for row in each.values() if row[metric] is not None})
+    shared = floors[0] & floors[1]
+    chosen = []
+    for each in (runs, others):
+        alike = {seed: row for seed, row in each.items() if row["fid_floor"] in shared}
+        chosen.append(alike if shared else each)
+    return chosen
 
 
 def noise_bound(std, n=1, m=1):

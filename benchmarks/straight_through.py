@@ -1,21 +1,20 @@
 """The evidence behind ledger row 29: stage 1 with the published straight-through expression.
 
-    python -m benchmarks.straight_through runs/straight RUN ... > results/straight_through.md
+    python -m benchmarks.straight_through ../straight RUN ... > results/straight_through.md
 
 Takes finished runs of data with labels. z + (z_q - z).detach() is z_q but for rounding: positions
 that share a code no longer share a maximum to the last bit, so max pooling sends its gradient to
 another one of them. That stage 1 is trained and probed below the first folder, with the settings of
-each run. Finished ones are skipped.
+each run; below runs/ tables would take it for one. Finished ones are skipped.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import ncvqvae
-from benchmarks.rows import markdown, markdown_row, schedules, settings
-from data import read_config, read_json, run_command
+from benchmarks.rows import find_runs, markdown, markdown_row, name_cells, schedules_and_bands
+from data import Parser, read_config, run_command
 from evaluate import evaluate_run
 
 SHOWN = ("recon", "knn", "svm")
@@ -42,17 +41,18 @@ def train(out, run_dir):
 
 
 def main():
-    out, *run_dirs = sys.argv[1:]
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", help="a folder outside runs/")
+    parser.add_argument("runs", nargs="+", help="finished runs, or folders of them")
+    args = parser.parse_args()
     print("# Stage 1 by two straight-through expressions\n")
     print(markdown(["run", "schedule", "expression", *SHOWN], []), end="")
-    words_of = schedules()
-    for run_dir in run_dirs:
-        run = "/".join(Path(run_dir).resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
-        words = words_of.get(settings(read_config(run_dir)), "")
-        exact = read_json(Path(run_dir) / "metrics.json")
-        for expression, metrics in (("exact", exact), ("published", train(out, run_dir))):
+    words_of = schedules_and_bands()
+    for row in find_runs(args.runs):
+        published = train(args.out, row["run_dir"])
+        for expression, metrics in (("exact", row), ("published", published)):
             scores = [f"{metrics[name]:.3f}" for name in SHOWN]
-            print(markdown_row([run, words, expression, *scores]), flush=True)
+            print(markdown_row([*name_cells(row, words_of), expression, *scores]), flush=True)
 
 
 if __name__ == "__main__":

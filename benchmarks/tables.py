@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmarks import compare
 from benchmarks.rows import (
     BY_CLASSIFIER,
-    FAST,
     LOWER_IS_BETTER,
     MODELS,
     NAIVE,
@@ -26,7 +25,7 @@ from benchmarks.rows import (
     markdown,
     mean,
     minutes,
-    of_schedule,
+    of_preset,
     pooled_std,
     published,
     read_rows,
@@ -175,7 +174,7 @@ def readme_table(cells, model=("vibcreg", "slice")):
     recon is measured as the published one: after a train-mode pass, of the last mini-batch (ledger
     12, 13).
     """
-    compared = of_schedule(cells, FAST)
+    compared = of_preset(cells, "fast")
     columns = ["set"]
     for name in README_COLUMNS:
         columns += [f"{name}, naive", f"{name}, NC"]

@@ -37,10 +37,13 @@ from benchmarks.rows import (
     grid,
     is_whole,
     log_name,
+    name_cells,
+    of_preset,
     pooled_std,
     read_rows,
     schedule,
     schedules,
+    schedules_and_bands,
     settings,
     write_csv,
 )
@@ -149,6 +152,11 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, ca
     assert len(list((out / "logs").iterdir())) == 3
     with pytest.raises(data.InputError, match="no metrics.json"):
         export(tmp_path / "nothing here")
+    fake_run(tmp_path / "twice", 1, recon=0.3)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(data.InputError, match="twice.* same settings and seed: export one"):
+        export(tmp_path / "runs", tmp_path / "twice")  # which of them counts?
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
 def row_of(model, seed=1, first="", later="none", dataset="Symbols", **values):
@@ -306,6 +314,10 @@ def test_a_trial_runs_once(tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().out.splitlines()  # not one more
     assert line.startswith("classifier own-0 short fcn_steps=2")
     assert len(list((tmp_path / "out").rglob("*.rows.json"))) == 1
+    arguments = ["choose_presets", "classifier", str(tmp_path / "out"), str(tmp_path / "own.npz")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--only", "longest"])
+    with pytest.raises(data.InputError, match="longest: no trial of classifier; there are .*short"):
+        choose_presets.main()
 
 
 def test_a_prior_is_tried_on_the_stage_1_of_another_trial(tmp_path, monkeypatch):
@@ -406,6 +418,38 @@ def test_noise_of_fid_is_of_seeds_of_the_same_schedule():
     assert of_best["rq1"] == asked["rq1"]  # of tokens `best` is no model of the thesis'
     asked = compare.questions(grid(seeds + others[:8] + thesis))  # three models are too few
     assert "whose noise is known" not in asked["rq3"]
+
+
+def test_runs_are_compared_by_the_classifier_that_they_share():
+    """Another processor's classifier gives another FID; CAS has a classifier of each run."""
+    fast = settings(Config(**data.PRESETS["fast"], precision="bf16"))
+    one, other = {"fid_floor": 0.25}, {"fid_floor": 0.5}
+    rows = [
+        row_of("naive-none", 1, *fast, fid=3.0, cas=0.5, recon=0.1, **one),
+        row_of("naive-none", 2, *fast, fid=9.0, cas=0.7, recon=0.3, **other),
+        row_of("barlow-warp", 1, *fast, fid=4.0, cas=0.5, recon=0.2, **one),
+        row_of("vibcreg-slice", 3, *fast, fid=8.0, cas=0.5, recon=0.2, fid_floor=0.75),
+    ]
+    found = compare.differences(of_preset(grid(rows), "fast"))
+    shown = {(d.model[0], d.metric): (round(d.ours, 3), d.n, d.m) for d in found if d.ours}
+    assert shown["barlow", "fid"] == (1, 1, 1)
+    assert shown["barlow", "cas"] == (-0.1, 1, 2)
+    assert ("barlow", "recon") not in shown  # 0.2 - 0.2, of both seeds of naive
+    assert shown["vibcreg", "fid"] == (2, 1, 2)  # none shares its own
+    table = compare.questions(grid(rows[:3]))["rq3"]
+    assert "| Symbols | 1 | 1–2 | +1.00 [" in table
+
+
+def test_runs_in_float32_fill_the_tables_where_there_are_no_others():
+    rows = []
+    for precision, recon in (("float32", 0.5), ("bf16", 0.3)):
+        fast = settings(Config(**data.PRESETS["fast"], precision=precision))
+        rows.append(row_of("naive-none", 1, *fast, recon=0.2))
+        rows.append(row_of("vibcreg-slice", 1, *fast, recon=recon))
+    assert "| Symbols | 1 | 1 | +0.30 [" in compare.questions(grid(rows[:2]))["rq1"]
+    assert "## Schedule: fast, float32, 1 sets" in compare.headline(grid(rows[:2]))
+    assert "| Symbols | 1 | 1 | +0.10 [" in compare.questions(grid(rows))["rq1"]
+    assert "## Schedule: fast, bf16, 1 sets" in compare.headline(grid(rows))
 
 
 def test_the_readmes_table_has_a_row_a_set_in_the_order_of_the_thesis():
@@ -530,6 +574,7 @@ def test_samples_of_presets_and_bands_stand_above_what_was_published():
         row_of("naive-none", 1, of["fast"][0], "none", cas=9.0),
         row_of("naive-none", 1, *of["thesis"], cas=9.0),
         row_of("vibcreg-warp", 1, *of["fast"], cas=9.0),
+        row_of("naive-none", 1, *settings(Config(**data.PRESETS["fast"])), cas=0.1),
     ]
     columns = ("model", "preset", "bands", "seeds", "fid", "cas", "cas_thesis", "minutes")
     lines = [
@@ -539,16 +584,17 @@ def test_samples_of_presets_and_bands_stand_above_what_was_published():
     ]
     places = [lines[0].index(name) for name in columns]
     assert [[line[i] for i in places] for line in lines[2:]] == [
-        ["naive-none", "fast", "1", "1, 2", "1.000", "0.800", "", "1.500"],
+        ["naive-none", "fast", "1", "1, 2", "1.000 (1)", "0.800", "", "1.500"],
         ["naive-none", "fast", "2", "1", "", "0.600", "", "1.000"],
+        ["naive-none", "fast, float32", "1", "1", "", "0.100", "", "1.000"],
         ["vibcreg-slice", "best", "1", "1", "", "0.500", "0.400", "1.000"],
         ["vibcreg-slice", "best", "2", "3", "", "0.300", "", "1.000"],
         ["naive-none", "published", "1", "four", "13.620", "", "0.956", ""],
         ["vibcreg-slice", "published", "1", "four", "9.740", "", "0.974", ""],
         ["TimeVQVAE", "published", "2", "", "5.6", "", "0.968", ""],
     ]
-    words_of = probes.schedules_and_bands()
-    named = [probes.name_cells(row, words_of)[1] for row in rows[:4]]
+    words_of = schedules_and_bands()
+    named = [name_cells(row, words_of)[1] for row in rows[:4]]
     assert named == ["best, bf16", "fast, bf16, two bands", "best, bf16, two bands", "fast, bf16"]
 
 
@@ -697,6 +743,13 @@ def test_cas_by_the_thesis_schedule_is_that_of_the_runs_samples(tmp_path, capsys
     (row,) = find_runs([tmp_path])
     assert row["cas_thesis"] == expected and row["seconds_cas_thesis"] > 0
     assert row["knn_train_mode"] is not None  # both probes share a file
+    metrics = data.read_json(run / "metrics.json")
+    metrics["config"]["guidance"] = 2.0
+    data.write_json(tmp_path / "scored anew/own/naive-none/seed3/metrics.json", metrics)
+    probed = (run / "probe.json").read_bytes()
+    (tmp_path / "scored anew/own/naive-none/seed3/probe.json").write_bytes(probed)
+    (row,) = find_runs([tmp_path / "scored anew"])
+    assert row["cas_thesis"] is row["knn_train_mode"] is None  # those were of other samples
     assert f"| {expected:.3f} | 0 |" in capsys.readouterr().out
     assert not list(run.rglob("*.resume.pt"))
 
@@ -730,6 +783,15 @@ def test_every_figure_across_runs_is_drawn(tmp_path):
     assert (
         thesis_figures.final_ssl(tmp_path, rows[0], rows[0]["method"]) is None
     )  # nothing but looks
+
+
+def test_figures_without_a_run_to_draw_are_left_out_and_named(tmp_path, capsys):
+    (tmp_path / "logs").mkdir()
+    write_csv(tmp_path / "runs.csv", COLUMNS, [row_of("naive-none", 1, BF16, recon=0.2)])
+    thesis_figures.draw_all(tmp_path)
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["views.png"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runs.csv" in line and "gains, costs, recon, probes" in line and "zeta" in line
 
 
 def test_trials_are_merged_into_those_that_are_there(tmp_path):

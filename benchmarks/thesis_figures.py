@@ -18,16 +18,14 @@ from matplotlib.lines import Line2D
 
 from benchmarks.compare import SWEEPS, ablation_cells, stage1_words
 from benchmarks.rows import (
-    FAST,
     LOWER_IS_BETTER,
     MODELS,
     NAIVE,
-    THESIS,
     between,
     grid,
     log_name,
     mean,
-    of_schedule,
+    of_preset,
     published,
     read_rows,
     without_precision,
@@ -40,6 +38,7 @@ from data import (
     load_dataset,
     require_file,
     run_command,
+    warn,
     write_atomic,
 )
 from evaluate import house_style, new_figure
@@ -125,7 +124,7 @@ def set_names(cells, metric, separator="\n"):
 
 
 # ---------------------------------------------------------------------------------------------
-# The figures, each from the cells of one schedule
+# The figures, each from the cells of one schedule; None where these have nothing to draw
 # ---------------------------------------------------------------------------------------------
 
 
@@ -136,6 +135,8 @@ def scores(cells, metrics):
     """
     rows = [row for *_, row in runs_of(cells)]
     metrics = [metric for metric in metrics if any(row[metric] is not None for row in rows)]
+    if not metrics:
+        return None
     size = (max(10, 1.2 * len(cells)), 1 + 2.3 * len(metrics))
     figure, axes = new_figure(len(metrics), 1, figsize=size, sharex=True, squeeze=False)
     for axis, metric in zip(axes[:, 0], metrics, strict=True):
@@ -160,6 +161,8 @@ def scores(cells, metrics):
 
 def gains(cells):
     """A row a dataset: naive -> the mean of the non-contrastive models, in KNN and SVM."""
+    if not cells:
+        return None
     figure, axes = new_figure(1, 2, figsize=(10, 1.2 + 0.36 * len(cells)), sharey=True)
     others_look = {"color": "C0", "marker": "s"}
     for axis, metric in zip(axes, ("knn", "svm"), strict=True):
@@ -207,6 +210,8 @@ def curves(results, cells, key, label, methods=COLOURS):
                 steps = [record["step"] for record in logged]
                 values = [record[key] for record in logged]
                 lines.setdefault(cell, {})[model] = (steps, values)
+    if not lines:
+        return None
     figure, axes = panels(len(lines))
     for axis, ((dataset, schedule), models) in zip(axes, lines.items(), strict=True):
         for model, (steps, values) in models.items():
@@ -231,6 +236,8 @@ def against(cells, x_of, x_metric, y_metric, with_published=True):
         if x is not None and y is not None:
             found.setdefault(cell, []).append((x, y, model))
             drawn.add(model)
+    if not found:
+        return None
     figure, axes = panels(len(found))
     for axis, ((dataset, schedule), points) in zip(axes, found.items(), strict=True):
         for x, y, model in points:
@@ -266,6 +273,8 @@ def final_ssl(results, row, method):
 
 def zeta(swept):
     """The metrics of stage 1 over ζ, a column a dataset and its settings. Figures 6.22 to 6.24."""
+    if not swept:
+        return None
     columns = list(dict.fromkeys((dataset, others) for dataset, _, _, others in swept))
     size = (1.5 + 2.4 * len(columns), 6)
     figure, axes = new_figure(3, len(columns), figsize=size, sharex=True, squeeze=False)
@@ -284,6 +293,8 @@ def zeta(swept):
 
 def costs(cells):
     """Minutes of stage 1 by model, and parameters by method. Figure 6.25."""
+    if not cells:
+        return None
     figure, (left, right) = new_figure(1, 2, figsize=(10, 3.4))
     for _, model, row in runs_of(cells):
         left.plot(MODELS.index(model), row["seconds_stage1"] / 60, ls="", ms=4, **look(model))
@@ -316,10 +327,13 @@ def views(dataset):
 
 
 def draw_all(results):
-    """Every figure across runs into results/figures, of results/runs.csv and the logs beside it."""
+    """Every figure across runs into results/figures, of results/runs.csv and the logs beside it.
+
+    Those without a run to draw are left out, and named.
+    """
     rows = read_rows(results / "runs.csv")
-    cells = of_schedule(grid(rows), FAST)
-    by_thesis = of_schedule(grid(rows), THESIS)
+    cells = of_preset(grid(rows), "fast")
+    by_thesis = of_preset(grid(rows), "thesis")
     drawn = {
         "gains": gains(cells),
         "views": views(load_dataset("toy")),
@@ -342,9 +356,13 @@ def draw_all(results):
     for who, runs_at in ablation_cells(rows).items():
         if len([name for name, _ in runs_at if name == "zeta"]) == len(SWEEPS["zeta"]):
             swept[who] = runs_at
-    if swept:
-        drawn["zeta"] = zeta(swept)
+    drawn["zeta"] = zeta(swept)
+    missing = [name for name, figure in drawn.items() if figure is None]
+    if missing:
+        warn(f"{results}: no runs in runs.csv to draw {', '.join(missing)} from")
     for name, figure in drawn.items():
+        if figure is None:
+            continue
         room = 0.7 / figure.get_figheight() if figure.legends else 0
         figure.tight_layout(rect=(0, room, 1, 1))
         path = results / "figures" / f"{name}.png"

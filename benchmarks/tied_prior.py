@@ -1,20 +1,20 @@
 """The evidence behind ledger row 11: one stage 1, the prior as it is and one with a tied output.
 
-    python -m benchmarks.tied_prior runs/tied runs/Symbols/naive-none/seed1 > results/ledger.md
+    python -m benchmarks.tied_prior ../tied runs/Symbols/naive-none/seed1 > results/ledger.md
 
 Takes finished runs with samples and labels. The tied prior, which the published naive model has
 (there with a bias a position), is trained and scored below the first folder, with the settings and
-the classifier of each run. Finished ones are skipped.
+the classifier of each run; below runs/ tables would take it for that run. Finished ones are
+skipped.
 """
 
 import shutil
-import sys
 from pathlib import Path
 from unittest import mock
 
 import prior
-from benchmarks.rows import markdown, markdown_row, schedules, settings
-from data import read_config, read_json, run_command
+from benchmarks.rows import find_runs, markdown, markdown_row, name_cells, schedules_and_bands
+from data import Parser, read_config, run_command
 from evaluate import evaluate_run, shared_folder
 
 SHOWN = ("prior_loss", "fid", "fid_recon", "fid_floor", "is", "is_real", "cas")
@@ -46,17 +46,17 @@ def tie(out, run_dir):
 
 
 def main():
-    out, *run_dirs = sys.argv[1:]
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", help="a folder outside runs/")
+    parser.add_argument("runs", nargs="+", help="finished runs, or folders of them")
+    args = parser.parse_args()
     print("# One stage 1, two priors\n")
     print(markdown(["run", "schedule", "output", *SHOWN], []), end="")
-    words_of = schedules()
-    for run_dir in run_dirs:
-        run = "/".join(Path(run_dir).resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
-        words = words_of.get(settings(read_config(run_dir)), "")
-        separate = read_json(Path(run_dir) / "metrics.json")
-        for output, metrics in (("separate", separate), ("tied", tie(out, run_dir))):
+    words_of = schedules_and_bands()
+    for row in find_runs(args.runs):
+        for output, metrics in (("separate", row), ("tied", tie(args.out, row["run_dir"]))):
             scores = [f"{metrics[name]:.3f}" for name in SHOWN]
-            print(markdown_row([run, words, output, *scores]), flush=True)
+            print(markdown_row([*name_cells(row, words_of), output, *scores]), flush=True)
 
 
 if __name__ == "__main__":
