@@ -647,14 +647,16 @@ def test_probing_in_train_mode_moves_a_copy_alone():
 def test_spectrum_cuts_a_series_and_its_reconstruction_at_a_frequency():
     t = 2 * math.pi * torch.arange(64, dtype=torch.float64) / 64
     slow, quick = torch.sin(3 * t)[None], 0.5 * torch.cos(20 * t)[None]
-    whole, part = probes.spectrum(slow + quick, 0.75 * slow, cuts=(0, 8))
-    torch.testing.assert_close(whole["low"], slow + quick)
-    torch.testing.assert_close(whole["high"], 0.75 * slow)
+    x, x_hat = 0.25 + slow + quick, 0.25 + 0.75 * slow
+    whole, part = probes.spectrum(x, x_hat, cuts=(0, 8))
+    torch.testing.assert_close(whole["low"], x)
+    torch.testing.assert_close(whole["high"], x_hat)
     assert whole["power"] == pytest.approx(1)
-    assert whole["error"] == pytest.approx((0.25**2 + 0.5**2) / (1 + 0.5**2))
-    torch.testing.assert_close(part["low"], 0.75 * slow + quick)
-    torch.testing.assert_close(part["high"], slow)
-    assert part["power"] == pytest.approx(0.5**2 / (1 + 0.5**2))
+    power = 0.25**2 + 1 / 2 + 0.5**2 / 2  # a mean square; half of it a wave has
+    assert whole["error"] == pytest.approx((0.25**2 / 2 + 0.5**2 / 2) / power)
+    torch.testing.assert_close(part["low"], x_hat + quick)
+    torch.testing.assert_close(part["high"], 0.25 + slow)
+    assert part["power"] == pytest.approx(0.5**2 / 2 / power)
     assert part["error"] == pytest.approx(1)
 
 
