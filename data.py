@@ -1019,11 +1019,19 @@ def download_dataset(name, root):
                     raise InputError(f"no {name}_TRAIN or _TEST")
                 for file in files:
                     read_split(file)
-                place.mkdir(exist_ok=True)
-                for file in files:
-                    os.replace(file, place / file.name)
+                for file in set(folder.iterdir()) - set(files):
+                    file.unlink()
+                if place.exists() and not any(place.iterdir()):
+                    place.rmdir()
+                if place.exists():  # what else is there stays
+                    for file in files:
+                        os.replace(file, place / file.name)
+                else:  # at once: another process sees both splits or none
+                    os.replace(folder, place)
                 return
             except Exception as error:  # hosts, zips and disks fail in many ways
+                if None not in find_splits(name, root):
+                    return  # another process was first
                 reasons.append(f"{host}: {first_line(error).replace(staging + os.sep, '')}")
     raise InputError(
         f"{name}: not in {root}, and no mirror has it as this program reads it: series of one "
@@ -1232,7 +1240,7 @@ def use_fast_layout(model):
 
 def write_atomic(path, write):
     """Call write(file) under another name, then rename: path is the old file or the new one."""
-    temporary = Path(f"{path}.tmp")
+    temporary = Path(f"{path}.{os.getpid()}.tmp")  # of this process: another may write path too
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -1330,20 +1338,23 @@ def read_config(run_dir):
         return Config(**values)
 
 
-def keep_config(run_dir, config, dataset):
+def keep_config(run_dir, config):
     """Write the config.json of a run whose stage 1 is finished, for the later stages.
 
-    InputError, and nothing is written, where one of them is finished too, with other settings. With
-    --stages 1, which asks for none of them, their settings stay.
+    With --stages 1, which asks for none of them, their settings stay.
     """
     path = Path(run_dir) / "config.json"
     if config.stages == 1 and path.exists():
         config = replace(read_config(run_dir), stages=1, dataset=config.dataset)  # may have moved
-    elif config.stages == 2:
+    write_json(path, asdict(config))
+
+
+def check_later_stages(run_dir, config, dataset):
+    """InputError where a later stage, if one is asked for, is finished with other settings."""
+    if config.stages == 2:
         if (Path(run_dir) / "stage2.pt").exists():
             read_checkpoint(Path(run_dir) / "stage2.pt", "stage2", config, dataset)
         finished_metrics(run_dir, config, dataset)
-    write_json(path, asdict(config))
 
 
 def finished_metrics(run_dir, config, dataset):
@@ -1486,9 +1497,9 @@ def read_log(run_dir):
 
 
 def git_commit():
-    """The checkout's commit, None outside one."""
+    """The checkout's commit, `-dirty` behind it where files have changed; None outside one."""
     here = Path(__file__).resolve().parent
-    command = ["git", "rev-parse", "HEAD"]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError):  # no git
         return (
             subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
@@ -1515,6 +1526,12 @@ GO_ON = (
     "The same command goes on from the last saved step; if it stops at the same step again, try a "
     "smaller learning rate"
 )
+
+
+def remove_resume_file(folder, stage):
+    """Remove a finished training's resume file, and what a kill has left half written."""
+    for left in (*Path(folder).glob(f"{stage}.*.tmp"), Path(folder) / f"{stage}.resume.pt"):
+        left.unlink(missing_ok=True)
 
 
 class Training:
@@ -1627,8 +1644,11 @@ class Training:
             if name.split(".")[0] != leave_out:
                 state[name] = weight.cpu()
         self._write(path, state, state=state, **extra)
-        for left in (self.resume_path, Path(f"{self.resume_path}.tmp")):  # .tmp: of a kill
-            left.unlink(missing_ok=True)
+        self.remove_resume_file()
+
+    def remove_resume_file(self):
+        """Remove the resume file of a training that is finished."""
+        remove_resume_file(self.folder, self.stage)
 
     def _write(self, path, weights, **content):
         """Write content, identity, step and seconds.

@@ -183,8 +183,8 @@ def train_fcn(x, y, n_classes, config, folder, name):
     """Train an FCN on x (n, L), y (n,) in 0..K-1 -> FCN in eval mode, and its Training.
 
     AdamW, cosine, the last step's weights, as published (ledger 15). name: of its lines in the log
-    and of its files. The caller ends it: training.finish(path) keeps a checkpoint, deleting
-    training.resume_path keeps none (CAS). The sha256 of its identity is that of x and y.
+    and of its files. The caller ends it: training.finish(path) keeps a checkpoint,
+    training.remove_resume_file() keeps none (CAS). The sha256 of its identity is that of x and y.
     """
     device = pick_device(config.precision)
     torch.manual_seed(config.seed)
@@ -405,7 +405,7 @@ def cas_scores(x, y, dataset, config, folder, x_hat=None):
         return scores
     config = cas_config(config, dataset, len(x))
     fcn, training = train_fcn(x, y, len(dataset.classes), config, folder, "cas")
-    training.resume_path.unlink(missing_ok=True)  # no checkpoint of it is kept
+    training.remove_resume_file()  # no checkpoint of it is kept
     scores["cas"] = accuracy(classify(fcn, dataset.x_test)[1], dataset.y_test)
     if x_hat is not None:
         scores["cas_on_recon"] = accuracy(classify(fcn, x_hat)[1], dataset.y_test)
@@ -534,10 +534,9 @@ def evaluate_run(run_dir, config=None):
     dataset = load_dataset(config.dataset)
     stage1, checkpoint = load_stage1(run_dir, config, dataset)
     finished = finished_metrics(run_dir, config, dataset)
-    if finished:
+    if finished and is_of_these_weights(finished, run_dir, checkpoint):
         say(f"{run_dir / 'metrics.json'}: finished before, with these settings and data")
-        if not (run_dir / "figures").exists():  # stopped before they were drawn
-            warn(f"{run_dir}: no figures; remove metrics.json to have them drawn")
+        draw_missing_figures(run_dir, dataset, stage1)
         return finished
     metrics = dict.fromkeys(METRICS)
     metrics |= {
@@ -575,9 +574,23 @@ def evaluate_run(run_dir, config=None):
         "stages": config.stages,
         "config": config.settings_of("metrics") | {"sha256": dataset.sha256},
     }
+    for name in FIGURES:  # of other metrics; what is there afterwards is of these
+        (run_dir / "figures" / f"{name}.png").unlink(missing_ok=True)
     write_json(run_dir / "metrics.json", metrics)  # before anything is drawn
     draw_figures(run_dir, dataset, stage1, encoded_test, samples)
     return metrics
+
+
+def is_of_these_weights(metrics, run_dir, stage1_checkpoint):
+    """Were a run's metrics measured on the weights that it has? A training anew took other seconds.
+
+    Weights of stage 2 that are gone count as those.
+    """
+    seconds = {"seconds_stage1": stage1_checkpoint["seconds"]}
+    path = run_dir / "stage2.pt"
+    if metrics["stages"] == 2 and path.exists():
+        seconds["seconds_stage2"] = load_checkpoint(path)["seconds"]
+    return all(metrics.get(name) == value for name, value in seconds.items())
 
 
 def score_tokens(stage1, dataset, encoded_train, encoded_test):
@@ -659,9 +672,26 @@ def save_run_samples(path, dataset, samples):
         )
 
 
+def read_run_samples(run_dir, dataset):
+    """The samples of a finished run as draw_samples made them, but for rounding, from its file."""
+    names = ("X", "y", "X_unconditional")
+    arrays = read_arrays(Path(run_dir) / "samples.npz", names, needed=("X",))
+    series = {}
+    for name in ("X", "X_unconditional"):
+        if name in arrays:
+            series[name] = dataset.standardise(arrays[name][:, 0])
+    if "y" not in arrays:
+        return {"generated": series["X"], "conditional": None, "labels": None}
+    labels = torch.tensor([dataset.label(label) for label in arrays["y"].tolist()])
+    generated = series["X_unconditional"]
+    return {"generated": generated, "conditional": series["X"], "labels": labels}
+
+
 # ---------------------------------------------------------------------------------------------
 # The figures of a run (§6.1, §6.2). Matplotlib is imported once something is drawn.
 # ---------------------------------------------------------------------------------------------
+
+FIGURES = ("reconstructions", "latents", "losses", "samples", "generated")  # two of stage 2
 
 
 def house_style():
@@ -700,11 +730,25 @@ def as_it_is(label):
     return text
 
 
-def draw_figures(run_dir, dataset, stage1, encoded_test, samples):
-    """Draw all figures of a run into run_dir/figures; the first three where samples is None.
+def draw_missing_figures(run_dir, dataset, stage1):
+    """Draw those figures of a finished run that are not there: it was interrupted, or they failed.
 
-    samples: the dict of draw_samples. A figure that fails is a warning, as what a run has measured
-    does not depend on a drawing.
+    Without samples.npz, which has what two of them show, these are left out.
+    """
+    has_samples = (run_dir / "samples.npz").exists()
+    names = FIGURES if has_samples else FIGURES[:3]
+    missing = [name for name in names if not (run_dir / "figures" / f"{name}.png").exists()]
+    if missing:
+        encoded_test = encode_split(stage1, dataset.x_test)
+        samples = read_run_samples(run_dir, dataset) if has_samples else None
+        draw_figures(run_dir, dataset, stage1, encoded_test, samples, missing)
+
+
+def draw_figures(run_dir, dataset, stage1, encoded_test, samples, names=FIGURES):
+    """Draw the figures of a run into run_dir/figures; the first three where samples is None.
+
+    samples: the dict of draw_samples. names: those to draw. A figure that fails is a warning, as
+    what a run has measured does not depend on a drawing.
     """
     run_dir = Path(run_dir)
     drawings = {
@@ -718,6 +762,8 @@ def draw_figures(run_dir, dataset, stage1, encoded_test, samples):
             dataset, stage1, encoded_test["averages"], samples["generated"]
         )
     for name, draw in drawings.items():
+        if name not in names:
+            continue
         path = run_dir / "figures" / f"{name}.png"
         try:
             with house_style():
@@ -729,8 +775,8 @@ def draw_figures(run_dir, dataset, stage1, encoded_test, samples):
         except Exception as error:  # any of matplotlib's or sklearn's
             reason = first_line(error)
             warn(
-                f"{path}: not drawn ({reason}); metrics.json has all that was measured; "
-                "remove it to draw again"
+                f"{path}: not drawn ({reason}); metrics.json has all that was measured; the same "
+                "command draws what is missing"
             )
 
 

@@ -37,6 +37,7 @@ from data import (
     Training,
     add_flags,
     augment,
+    check_later_stages,
     hold,
     keep_config,
     load_dataset,
@@ -46,6 +47,7 @@ from data import (
     read_arrays,
     read_checkpoint,
     ready,
+    remove_resume_file,
     run_command,
     say,
     use_fast_layout,
@@ -601,7 +603,10 @@ def train_stage1(run_dir, config, dataset=None):
         raise InputError(f"--n-fft {config.n_fft}: {dataset.name} is shorter")
     if path.exists():
         model, _ = load_stage1(run_dir, config, dataset)
-        keep_config(run_dir, config, dataset)  # settings of later stages may be new
+    check_later_stages(run_dir, config, dataset)  # before hours, or anything is written
+    if path.exists():
+        keep_config(run_dir, config)  # settings of later stages may be new
+        remove_resume_file(run_dir, "stage1")
         say(f"{path}: finished before, with these settings and data")
         return model
 

@@ -39,6 +39,7 @@ from data import (
     read_checkpoint,
     read_config,
     ready,
+    remove_resume_file,
     run_command,
     say,
     warn,
@@ -232,6 +233,7 @@ def train_stage2(run_dir, config=None, dataset=None):
     path = run_dir / "stage2.pt"
     if path.exists():
         prior, _ = load_prior(run_dir, stage1, config, dataset)
+        remove_resume_file(run_dir, "stage2")
         say(f"{path}: finished before, with these settings and data")
         return prior
 

@@ -24,16 +24,7 @@ from benchmarks.rows import (
     name_cells,
     schedules_and_bands,
 )
-from data import (
-    Config,
-    InputError,
-    Parser,
-    hold,
-    load_dataset,
-    read_arrays,
-    read_config,
-    run_command,
-)
+from data import Config, InputError, Parser, hold, load_dataset, read_config, run_command
 from evaluate import (
     accuracy,
     as_many,
@@ -45,6 +36,7 @@ from evaluate import (
     inception_score,
     precision_recall_density_coverage,
     probe,
+    read_run_samples,
     shared_folder,
     train_fcn,
 )
@@ -102,7 +94,8 @@ def thesis_cas(run_dir):
     """
     config = read_config(run_dir)
     dataset = load_dataset(config.dataset)
-    x, y = labelled_samples(run_dir, dataset)
+    samples = read_run_samples(run_dir, dataset)
+    x, y = samples["conditional"], samples["labels"]
     schedule = Config(seed=config.seed, precision=config.precision)  # the rest is the thesis'
     folder = Path(run_dir) / "thesis_cas"  # the training's log and resume file
     with hold(folder):
@@ -113,16 +106,8 @@ def thesis_cas(run_dir):
         _, p = classify(fcn, dataset.x_test)
         scores = {"cas_thesis": accuracy(p, dataset.y_test), "seconds_cas_thesis": seconds}
         add_to_probes(run_dir, scores)
-        training.resume_path.unlink(missing_ok=True)
+        training.remove_resume_file()
     return scores
-
-
-def labelled_samples(run_dir, dataset):
-    """A run's class-conditional samples, standardised (n, L), and their classes (n,)."""
-    samples = read_arrays(Path(run_dir) / "samples.npz", ("X", "y"), needed=("X", "y"))
-    x = dataset.standardise(samples["X"][:, 0])
-    y = torch.tensor([dataset.label(label) for label in samples["y"].tolist()])
-    return x, y
 
 
 def command_cas(folders):
@@ -160,15 +145,13 @@ def parts(run_dir):
     """
     dataset, model, fcn = load_judged(run_dir)
     n_classes = len(dataset.classes)
-    conditional, y = labelled_samples(run_dir, dataset)
-    names = ("X_unconditional",)
-    samples = read_arrays(Path(run_dir) / "samples.npz", names, needed=names)
-    unconditional = dataset.standardise(samples["X_unconditional"][:, 0])
+    samples = read_run_samples(run_dir, dataset)
+    conditional, y = samples["conditional"], samples["labels"]
 
     def share(labels):
         return np.bincount(np.asarray(labels), minlength=n_classes) / len(labels)
 
-    _, p = classify(fcn, unconditional)
+    _, p = classify(fcn, samples["generated"])
     shares = [share(dataset.y_train), share(dataset.y_test), share(p.argmax(1))]
     real, _ = classify(fcn, dataset.x_test)  # features
     encoded_test = encode_split(model, dataset.x_test)

@@ -8,8 +8,10 @@ import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from helpers import (
     no_figures,
     own_data,
     run_all,
+    shell,
     tiny_config,
     ts_bytes,
     zip_bytes,
@@ -347,6 +350,92 @@ def test_nothing_half_written_is_left_behind(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "stage1.pt"]
 
 
+def test_two_processes_that_write_one_file_leave_one_whole_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+
+    def slow(file):
+        file.write(b"first")
+        with monkeypatch.context() as patch:  # the other one is faster
+            patch.setattr(data.os, "getpid", lambda: 0)
+            data.write_atomic(path, lambda other: other.write(b"second, whole"))
+        assert path.read_bytes() == b"second, whole"
+        file.write(b", whole")
+
+    data.write_atomic(path, slow)
+    assert path.read_bytes() == b"first, whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_what_a_kill_left_of_a_finished_training_goes(tmp_path):
+    run, config = tmp_path / "r", tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
+    ncvqvae.train_stage1(run, config)
+    prior.train_stage2(run, config)
+    before = {path.name for path in run.iterdir()}
+    for stage in ("stage1", "stage2"):  # killed between the checkpoint and its end
+        (run / f"{stage}.resume.pt").write_bytes(b"large")
+        (run / f"{stage}.resume.pt.7.tmp").write_bytes(b"half")
+    ncvqvae.train_stage1(run, config)
+    prior.train_stage2(run, config)
+    assert {path.name for path in run.iterdir()} == before
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.Training, "SECONDS", -1)
+    training = linear_training(tmp_path, torch.nn.Linear(1, 1), steps=2)
+    for _ in training:
+        training.step_done(torch.ones(()))
+    (tmp_path / "no folder").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        training.finish(tmp_path / "no folder" / "stage1.pt")
+    assert linear_training(tmp_path, torch.nn.Linear(1, 1), steps=2).step == 2
+
+
+def test_a_resume_file_is_saved_a_minute(tmp_path, monkeypatch):
+    saves, now = [], [0.0]
+    monkeypatch.setattr(data.time, "time", lambda: now[0])
+    training = linear_training(tmp_path, torch.nn.Linear(1, 1), steps=13)
+    save = training._save
+    training._save = lambda: saves.append(training.step) or save()
+    for _ in training:
+        now[0] += 25
+        training.step_done(torch.ones(()))
+    assert saves == [3, 6, 9, 12]
+
+
+def test_one_ctrl_c_ends_the_grid(tmp_path):
+    environment = {"PYTHON": sys.executable, "OUT": str(tmp_path / "runs"), "DEVICE": "cpu"}
+    words = [own_data(tmp_path), "naive", "none", "1,2", *TINY, "--stage1-steps=1000000"]
+    grid = subprocess.Popen(
+        ["bash", str(HERE / "run.sh"), *words],
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.time() + 120
+    while not (tmp_path / "runs/own/naive-none/seed1/log.jsonl").exists() and time.time() < end:
+        time.sleep(0.1)
+    os.killpg(grid.pid, signal.SIGINT)
+    try:
+        said = grid.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(grid.pid, signal.SIGKILL)
+        raise
+    assert grid.returncode == 130 and "interrupted; run the same command again" in said
+    assert said.count("== ") == 1  # the second seed did not begin
+
+
+def test_a_run_that_fails_ends_neither_the_grid_nor_goes_on_itself(tmp_path):
+    bad = tmp_path / "runs/own/naive-none/seed1"
+    bad.mkdir(parents=True)
+    (bad / "stage1.pt").write_bytes(b"cut")
+    done = shell(own_data(tmp_path), "naive", "none", "1,2", *TINY, "--stages=1", cwd=tmp_path)
+    assert done.returncode == 1 and "1 of 2 runs failed" in done.stderr
+    assert "naive-none/seed2 |" in done.stdout
+    assert done.stderr.count("stage1.pt: cannot be used") == 1  # no other stage was tried
+    assert "config.json" not in done.stderr
+
+
 def test_a_reader_that_left_is_no_error():
     code = "import data; data.run_command(lambda: print(1))"
     done = subprocess.run(
@@ -401,6 +490,20 @@ def test_waiting_for_the_classifier_is_said(tmp_path):
     assert other.communicate(timeout=60)[0] == "mine\n"
 
 
+def test_a_classifier_is_trained_once_and_by_one_process_at_a_time(tmp_path, monkeypatch):
+    held, hold = [], data.hold
+    monkeypatch.setattr(evaluate, "hold", lambda *a, **k: held.append((a, k)) or hold(*a, **k))
+    dataset = data.load_dataset(own_data(tmp_path))
+    _, first, _ = evaluate.dataset_fcn(tmp_path, dataset, tiny_config())
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "train_fcn", lambda *inputs: pytest.fail("trained again"))
+        evaluate.dataset_fcn(tmp_path, dataset, tiny_config())
+    assert held == [((tmp_path, ".classifiers.lock"), {"wait": True})] * 2
+    other = data.load_dataset(own_data(tmp_path, n_test=17))
+    _, second, _ = evaluate.dataset_fcn(tmp_path, other, tiny_config())
+    assert first != second  # other data of the same name
+
+
 def test_without_locks_of_the_system_a_run_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "fcntl", None)  # Windows
     with data.hold(tmp_path):
@@ -439,6 +542,74 @@ def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatc
                 load()
             assert "\n" not in str(error.value)
     assert not (tmp_path / "evil_was_here").exists()
+
+
+def test_an_interrupted_run_goes_on_with_its_own_settings_and_data_alone(tmp_path, monkeypatch):
+    run = tmp_path / "r"
+    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=4)
+    step_done = data.Training.step_done
+
+    def stop(training, loss, **terms):
+        if training.step == 2:
+            raise KeyboardInterrupt
+        step_done(training, loss, **terms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Training, "SECONDS", -1)
+        patch.setattr(data.Training, "step_done", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ncvqvae.train_stage1(run, config)
+    message = "resume.pt: made with stage1_lr = 0.001, this run has 0.1"
+    with pytest.raises(InputError, match=message):
+        ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1))
+    own_data(tmp_path, n_test=17)
+    with pytest.raises(InputError, match="resume.pt: made from other data"):
+        ncvqvae.train_stage1(run, config)
+
+
+def test_later_stages_of_other_settings_are_refused_before_stage_1_is_trained(tmp_path):
+    run, config = tmp_path / "r", tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
+    ncvqvae.train_stage1(run, config)
+    prior.train_stage2(run, dataclasses.replace(config, stage2_steps=1))
+    (run / "stage1.pt").unlink()
+    with pytest.raises(InputError, match="stage2.pt: made with stage2_steps = 1, this run has 2"):
+        ncvqvae.train_stage1(run, dataclasses.replace(config, stage2_steps=2))
+    assert not (run / "stage1.pt").exists()
+
+
+def test_settings_that_this_data_cannot_have_are_said_in_a_line(tmp_path, capsys):
+    run, config = tmp_path / "r", tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
+    with pytest.raises(InputError, match="--n-fft 32: own is shorter"):
+        ncvqvae.train_stage1(run, dataclasses.replace(config, n_fft=32))
+    ncvqvae.train_stage1(run, config)
+    for share, what in ((0.0, "no class"), (1.0, "a class")):
+        settings = dataclasses.replace(config, stage2_steps=1, class_dropout=share)
+        prior.train_stage2(run, settings)
+        said = f"--class-dropout {share}: samples of {what} are not learnt"
+        assert said in capsys.readouterr().err
+        (run / "stage2.pt").unlink()
+
+
+def test_metrics_of_weights_that_are_gone_are_measured_anew(tmp_path, monkeypatch, capsys):
+    no_figures(monkeypatch)
+    run = tmp_path / "own/naive-none/seed1"
+    config = tiny_config(stage1_steps=1, stage2_steps=1, dataset=own_data(tmp_path))
+    m = run_all(run, config)
+    assert evaluate.evaluate_run(run) == m  # finished before
+    for name in ("stage1.pt", "stage2.pt"):
+        checkpoint = data.load_checkpoint(run / name)
+        if name == "stage1.pt":
+            for weight_name, weight in checkpoint["state"].items():
+                if "decoder" in weight_name and weight.is_floating_point():
+                    weight *= 1.5
+        torch.save(checkpoint | {"seconds": checkpoint["seconds"] + 1}, run / name)
+        again = evaluate.evaluate_run(run)
+        assert again["seconds_" + name[:6]] == m["seconds_" + name[:6]] + 1
+        assert again["recon"] != m["recon"]
+        assert evaluate.evaluate_run(run) == again
+    assert capsys.readouterr().err.count("finished before") == 3
+    (run / "stage2.pt").unlink()  # to save room
+    assert evaluate.evaluate_run(run) == again
 
 
 def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, monkeypatch):
@@ -616,7 +787,12 @@ def test_nan_stops_with_step_and_advice(tmp_path):
         training = linear_training(tmp_path, model, steps=1)
         for _ in training:
             training.step_done(model(torch.ones(1, 1)).sum())
+        training._save()
+        last_good = training.resume_path.read_bytes()
         model.weight.data.fill_(math.inf)
+        with pytest.raises(InputError, match="weights not finite"):
+            training._save()
+        assert training.resume_path.read_bytes() == last_good
         training.finish(tmp_path / "s.pt")
     assert not (tmp_path / "nan/stage1.pt").exists() and not (tmp_path / "s.pt").exists()
 
@@ -631,6 +807,34 @@ def test_a_drawing_that_fails_is_a_warning_and_costs_no_number(tmp_path, monkeyp
     assert data.read_json(run / "metrics.json")["recon"] == m["recon"]
     assert "latents.png: not drawn (no font); metrics.json has all" in capsys.readouterr().err
     assert {f.name for f in (run / "figures").iterdir()} == {"reconstructions.png", "losses.png"}
+    before = (run / "figures/losses.png").stat().st_mtime_ns
+    monkeypatch.undo()
+    assert evaluate.evaluate_run(run) == m  # draws what is missing
+    assert "not drawn" not in capsys.readouterr().err
+    assert len(list((run / "figures").iterdir())) == 3
+    assert (run / "figures/losses.png").stat().st_mtime_ns == before
+
+
+def test_figures_of_samples_that_are_missing_show_those_of_the_file(tmp_path, monkeypatch):
+    for labels in (True, False):
+        drawn = []
+        monkeypatch.setattr(evaluate, "draw_figures", lambda *inputs, d=drawn: d.append(inputs))
+        run = tmp_path / f"own/naive-none/seed{1 + labels}"
+        own = own_data(tmp_path, labels=labels)
+        m = run_all(run, tiny_config(stage1_steps=1, stage2_steps=1, dataset=own))
+        assert evaluate.evaluate_run(run) == m
+        (*_, encoded, samples), (*_, encoded_again, read, names) = drawn
+        assert names == list(evaluate.FIGURES)
+        assert encoded["x_hat"].equal(encoded_again["x_hat"])
+        torch.testing.assert_close(read["generated"], samples["generated"])
+        if labels:
+            torch.testing.assert_close(read["conditional"], samples["conditional"])
+            assert read["labels"].equal(samples["labels"])
+        else:
+            assert read["conditional"] is read["labels"] is None
+        (run / "samples.npz").unlink()
+        evaluate.evaluate_run(run)
+        assert drawn[2][-2] is None and drawn[2][-1] == list(evaluate.FIGURES[:3])
 
 
 # ---- downloads ----
@@ -692,6 +896,38 @@ def test_download_from_the_first_mirror(tmp_path, mirror):
     d = data.load_dataset("Mallat", tmp_path)
     assert d.x_train.shape == (3, 9)
     assert {p.name for p in tmp_path.rglob("*")} == {"Mallat", "Mallat_TRAIN.ts", "Mallat_TEST.ts"}
+
+
+def test_of_two_processes_that_download_a_set_one_is_first(tmp_path, mirror, monkeypatch):
+    """A set is there with both splits or not at all, so that a third one reads no half of it."""
+    mirror["/aeon-toolkit/Mallat.zip"] = (200, GOOD_ZIP, None)
+    replace, read_split, seen = os.replace, data.read_split, []
+
+    def spy(source, target):
+        replace(source, target)
+        seen.append({path.name for path in (tmp_path / "Mallat").iterdir()})
+
+    def slow(path):
+        if path.parent.parent != tmp_path and not (tmp_path / "Mallat").exists():
+            (tmp_path / "Mallat").mkdir()
+            for split in ("TRAIN", "TEST"):  # the other process is done
+                (tmp_path / f"Mallat/Mallat_{split}.ts").write_bytes(ts_bytes())
+        return read_split(path)
+
+    monkeypatch.setattr(data.os, "replace", spy)
+    data.load_dataset("Mallat", tmp_path)
+    assert seen == [{"Mallat_TRAIN.ts", "Mallat_TEST.ts"}]
+    for path in (tmp_path / "Mallat").iterdir():
+        path.unlink()
+    (tmp_path / "Mallat").rmdir()
+    exists = data.Path.exists
+    monkeypatch.setattr(data, "read_split", slow)
+    monkeypatch.setattr(  # it came between the look and the move
+        data.Path, "exists", lambda path: path != tmp_path / "Mallat" and exists(path)
+    )
+    monkeypatch.setattr(data.os, "replace", replace)
+    assert data.load_dataset("Mallat", tmp_path).x_train.shape == (3, 9)
+    assert {path.name for path in tmp_path.iterdir()} == {"Mallat"}
 
 
 @pytest.mark.parametrize("fault", MIRROR_FAULTS)
