@@ -688,7 +688,8 @@ def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monk
     assert conditional[3] == pytest.approx(conditional[0], rel=1e-3)  # both have the same shares
     # A file of these samples alone, scored by evaluate.py, has the same FID and coverage.
     dataset, _, _ = probes.load_judged(run)
-    x, y = probes.labelled_samples(run, dataset)
+    samples = evaluate.read_run_samples(run, dataset)
+    x, y = samples["conditional"], samples["labels"]
     chosen = evaluate.as_many(len(x), len(dataset.x_test))
     by_evaluate = evaluate.score_samples(x[chosen], None, None, dataset, data.read_config(run), run)
     assert of_classes["fid_class"] == pytest.approx(by_evaluate["fid"], rel=1e-3, abs=1e-4)
@@ -738,7 +739,8 @@ def test_cas_by_the_thesis_schedule_is_that_of_the_runs_samples(tmp_path, capsys
     assert (schedule.fcn_steps, schedule.fcn_batch, schedule.fcn_lr) == (8, 256, 1e-3)  # of 1000
     assert (schedule.seed, Config().cas_epochs) == (3, 1000)
     dataset = data.load_dataset(config.dataset)
-    x, y = probes.labelled_samples(run, dataset)
+    samples = evaluate.read_run_samples(run, dataset)
+    x, y = samples["conditional"], samples["labels"]
     expected = evaluate.classification_accuracy_score(
         x, y, dataset, Config(cas_epochs=2, seed=3), tmp_path / "again"
     )
