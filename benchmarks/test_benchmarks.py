@@ -688,8 +688,7 @@ def test_rows_probes_parts_and_a_tied_prior_of_a_real_run(tmp_path, capsys, monk
     assert conditional[3] == pytest.approx(conditional[0], rel=1e-3)  # both have the same shares
     # A file of these samples alone, scored by evaluate.py, has the same FID and coverage.
     dataset, _, _ = probes.load_judged(run)
-    samples = evaluate.read_run_samples(run, dataset)
-    x, y = samples["conditional"], samples["labels"]
+    x = evaluate.read_run_samples(run, dataset)["conditional"]
     chosen = evaluate.as_many(len(x), len(dataset.x_test))
     by_evaluate = evaluate.score_samples(x[chosen], None, None, dataset, data.read_config(run), run)
     assert of_classes["fid_class"] == pytest.approx(by_evaluate["fid"], rel=1e-3, abs=1e-4)
