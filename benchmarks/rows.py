@@ -139,23 +139,27 @@ def read_run(run_dir):
 
 
 def read_probes(run_dir):
-    """What probes.py has found of a run, {name: value}; {} where it has not, or of other metrics.
-
-    A run that was made or scored anew, with other settings, is another one.
-    """
+    """What probes.py has found of a run, {name: value}; {} where it has not, or of another one."""
     path = Path(run_dir) / "probe.json"
     if not path.exists():
         return {}
     probes = read_json(path)
-    scored = read_json(Path(run_dir) / "metrics.json")["config"]
-    return probes["scores"] if probes.get("config") == scored else {}
+    return probes["scores"] if probes.get("run") == what_was_scored(run_dir) else {}
 
 
 def add_to_probes(run_dir, scores):
     """Write scores into a run's probe.json, beside what it has."""
-    scored = read_json(Path(run_dir) / "metrics.json")["config"]
-    probes = {"config": scored, "scores": read_probes(run_dir) | scores}
+    probes = {"run": what_was_scored(run_dir), "scores": read_probes(run_dir) | scores}
     write_json(Path(run_dir) / "probe.json", probes)
+
+
+def what_was_scored(run_dir):
+    """The settings and data of a run's metrics.json, and the seconds of its trainings.
+
+    Weights that were trained anew took other seconds.
+    """
+    metrics = read_json(Path(run_dir) / "metrics.json")
+    return {name: metrics.get(name) for name in ("config", "seconds_stage1", "seconds_stage2")}
 
 
 def identity(row):

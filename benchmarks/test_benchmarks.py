@@ -747,12 +747,13 @@ def test_cas_by_the_thesis_schedule_is_that_of_the_runs_samples(tmp_path, capsys
     assert row["cas_thesis"] == expected and row["seconds_cas_thesis"] > 0
     assert row["knn_train_mode"] is not None  # both probes share a file
     metrics = data.read_json(run / "metrics.json")
-    metrics["config"]["guidance"] = 2.0
-    data.write_json(tmp_path / "scored anew/own/naive-none/seed3/metrics.json", metrics)
-    probed = (run / "probe.json").read_bytes()
-    (tmp_path / "scored anew/own/naive-none/seed3/probe.json").write_bytes(probed)
-    (row,) = find_runs([tmp_path / "scored anew"])
-    assert row["cas_thesis"] is row["knn_train_mode"] is None  # those were of other samples
+    guided = metrics | {"config": metrics["config"] | {"guidance": 2.0}}
+    for other in (guided, metrics | {"seconds_stage2": 7.0}):  # scored anew, trained anew
+        anew = tmp_path / "anew/own/naive-none/seed3"
+        data.write_json(anew / "metrics.json", other)
+        (anew / "probe.json").write_bytes((run / "probe.json").read_bytes())
+        (row,) = find_runs([anew])
+        assert row["cas_thesis"] is row["knn_train_mode"] is None  # those were of another one
     assert f"| {expected:.3f} | 0 |" in capsys.readouterr().out
     assert not list(run.rglob("*.resume.pt"))
 
