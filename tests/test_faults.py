@@ -366,6 +366,17 @@ def test_two_processes_that_write_one_file_leave_one_whole_file(tmp_path, monkey
     assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            data.os, name, lambda *a, name=name, real=real: calls.append(name) or real(*a)
+        )
+    data.write_json(tmp_path / "x.json", {})
+    assert calls == ["fsync", "replace"]
+
+
 def test_what_a_kill_left_of_a_finished_training_goes(tmp_path):
     run, config = tmp_path / "r", tiny_config(stage1_steps=1, dataset=own_data(tmp_path))
     ncvqvae.train_stage1(run, config)
@@ -891,8 +902,15 @@ def mirror(monkeypatch):
     server.shutdown()
 
 
-def test_download_from_the_first_mirror(tmp_path, mirror):
+def test_download_from_the_first_mirror(tmp_path, mirror, monkeypatch):
     mirror["/aeon-toolkit/Mallat.zip"] = (200, GOOD_ZIP, None)
+    urlopen = data.urllib.request.urlopen
+
+    def impatient(request, timeout):  # a host that hangs is given up
+        assert timeout <= 60
+        return urlopen(request, timeout=timeout)
+
+    monkeypatch.setattr(data.urllib.request, "urlopen", impatient)
     d = data.load_dataset("Mallat", tmp_path)
     assert d.x_train.shape == (3, 9)
     assert {p.name for p in tmp_path.rglob("*")} == {"Mallat", "Mallat_TRAIN.ts", "Mallat_TEST.ts"}
