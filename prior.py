@@ -449,8 +449,9 @@ def save_samples(path, dataset, labels, **series):
     arrays = {name: dataset.to_original(x)[:, None] for name, x in series.items()}
     if labels is not None:
         classes = np.array(dataset.classes)
-        if classes.dtype == object:  # numbers of over 64 bits, which NumPy would pickle
-            classes = classes.astype(str)
+        # Numbers that are too large NumPy would pickle, or round beside others.
+        if classes.dtype == object or classes.tolist() != dataset.classes:
+            classes = np.array([str(label) for label in dataset.classes])
         arrays["y"] = classes[labels.numpy()]  # (n,)
     write_npz(path, **arrays)
 

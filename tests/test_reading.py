@@ -687,12 +687,13 @@ def test_a_peers_samples_are_refused_by_what_is_wrong_with_them(tmp_path, arrays
         command(evaluate, "samples", npz(tmp_path / "peer.npz", **arrays), "--dataset", own)
 
 
-def test_samples_of_classes_whose_labels_are_over_64_bits_are_read_again(tmp_path):
-    words = np.array(["7" * 23, "8" * 23] * 5)
+@pytest.mark.parametrize("labels", [("7" * 23, "8" * 23), ("1", str(2**63 + 1))])
+def test_samples_of_classes_whose_labels_are_large_are_read_again(tmp_path, labels):
+    words = np.array(labels * 5)
     x = 50 + np.random.default_rng(0).standard_normal((10, 31))
     own = npz(tmp_path / "own.npz", X_train=x, X_test=x, y_train=words, y_test=words)
     d = data.load_dataset(own)
-    assert d.classes == [int("7" * 23), int("8" * 23)]
+    assert d.classes == list(map(int, labels))
     prior.save_samples(tmp_path / "x.npz", d, torch.tensor([0, 1]), X=d.x_train[:2])
     y = data.read_arrays(tmp_path / "x.npz", ("X", "y"), needed=("X", "y"))["y"]
     assert [d.label(word) for word in y] == [0, 1]
