@@ -35,7 +35,11 @@ from data import (
 from ncvqvae import NCVQVAE
 from prior import Prior, band_losses, make_optimizers, mask_tokens, sample
 
-KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}  # as run.sh sets it
+AS_RUN_SH = {  # what it sets
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "GOMP_SPINCOUNT": "1000",
+}
 DEVICE = pick_device()
 
 
@@ -144,7 +148,7 @@ MEASURES = {"stage1": measure_stage1, "stage2": measure_stage2, "prior": measure
 def run(kind, **arguments):
     """What measure_KIND(**arguments) returns, and peak_gb, of a process of its own."""
     command = [sys.executable, "-m", "benchmarks.speed", "--one", kind, json.dumps(arguments)]
-    done = subprocess.run(command, env=os.environ | KEEP, text=True, capture_output=True)
+    done = subprocess.run(command, env=os.environ | AS_RUN_SH, text=True, capture_output=True)
     if done.returncode:
         raise InputError(f"{kind} {arguments}: {done.stderr[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])
