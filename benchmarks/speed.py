@@ -1,7 +1,8 @@
-"""How long a step takes: one band against two, and stage 2 and sampling by each preset.
+"""How long a step takes: one band against two, stage 2 and sampling by each preset, neighbours.
 
-    python -m benchmarks.speed --bands   # one and two bands at the same length
-    python -m benchmarks.speed --priors  # stage 2 and sampling by each preset
+    python -m benchmarks.speed --bands       # one and two bands at the same length
+    python -m benchmarks.speed --priors      # stage 2 and sampling by each preset
+    python -m benchmarks.speed --neighbours  # beside another training, by how long threads spin
 
 Each measurement runs in a process of its own (its peak memory is its own), times are medians of 20
 steps after 3 (of sampling, of 3), and what is compared is compared within one run, with nothing
@@ -66,7 +67,7 @@ def random_walks(B, L):
     return ((x - x.mean()) / x.std()).to(DEVICE)
 
 
-def measure_stage1(method, B, L, bands):
+def measure_stage1(method, B, L, bands=1, repeats=20):
     """A step of stage 1."""
     torch.manual_seed(0)
     config = Config(
@@ -88,7 +89,7 @@ def measure_stage1(method, B, L, bands):
         loss.backward()
         optimizer.step()
 
-    return {"seconds": seconds(step)}
+    return {"seconds": seconds(step, repeats)}
 
 
 def stage2_step(model, tokens, labels, optimizers):
@@ -145,10 +146,15 @@ def peak_gb():
 MEASURES = {"stage1": measure_stage1, "stage2": measure_stage2, "prior": measure_prior}
 
 
-def run(kind, **arguments):
+def one(kind, arguments):
+    """The command that prints what measure_KIND(**arguments) returns, and peak_gb."""
+    return [sys.executable, "-m", "benchmarks.speed", "--one", kind, json.dumps(arguments)]
+
+
+def run(kind, environment=AS_RUN_SH, **arguments):
     """What measure_KIND(**arguments) returns, and peak_gb, of a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--one", kind, json.dumps(arguments)]
-    done = subprocess.run(command, env=os.environ | AS_RUN_SH, text=True, capture_output=True)
+    command = one(kind, arguments)
+    done = subprocess.run(command, env=os.environ | environment, text=True, capture_output=True)
     if done.returncode:
         raise InputError(f"{kind} {arguments}: {done.stderr[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -166,24 +172,24 @@ def report_bands():
     for L in (128, 512):
         for method in ("naive", "vibcreg"):
             spec = {"method": method, "B": 128, "L": L}
-            one = run("stage1", bands=1, **spec)
-            two = run("stage1", bands=2, **spec)
-            lines.append(bands_row(f"stage 1, {method}, length {L}", one, two))
+            of_one = run("stage1", bands=1, **spec)
+            of_two = run("stage1", bands=2, **spec)
+            lines.append(bands_row(f"stage 1, {method}, length {L}", of_one, of_two))
         sizes_one = NCVQVAE(Config(bands=1), L, with_projector=False).sizes
         sizes_two = NCVQVAE(Config(bands=2), L, with_projector=False).sizes
-        one = run("stage2", B=64, sizes=sizes_one, precision="bf16")
-        two = run("stage2", B=64, sizes=sizes_two, precision="bf16")
+        of_one = run("stage2", B=64, sizes=sizes_one, precision="bf16")
+        of_two = run("stage2", B=64, sizes=sizes_two, precision="bf16")
         name = f"stage 2, length {L}, {sum(sizes_one)} and {sum(sizes_two)} tokens"
-        lines.append(bands_row(name, one, two))
+        lines.append(bands_row(name, of_one, of_two))
     print(markdown(["step", "one band", "two bands", "two / one"], lines))
 
 
-def bands_row(name, one, two):
+def bands_row(name, of_one, of_two):
     """Steps a second (peak GB) of one band and of two, and the ratio."""
     line = [name]
-    for measured in (one, two):
+    for measured in (of_one, of_two):
         line.append(f"{1 / measured['seconds']:.2f} ({measured['peak_gb']:.2f})")
-    return [*line, f"{one['seconds'] / two['seconds']:.2f}"]
+    return [*line, f"{of_one['seconds'] / of_two['seconds']:.2f}"]
 
 
 def report_priors():
@@ -207,11 +213,35 @@ def report_priors():
     print(markdown(["preset", "ms a step", "steps", "minutes", per_class, "peak GB"], lines))
 
 
+def report_neighbours():
+    """A step on all cores, alone and beside a training on one of them."""
+    print("### A step of stage 1, naive, length 64, on all cores: ms\n")
+    spec = {"method": "naive", "B": 32, "L": 64, "repeats": 5}
+    counts = ("300000", AS_RUN_SH["GOMP_SPINCOUNT"])  # the first is its default
+    lines = [["alone"], ["beside another training, of one thread"]]
+    for line in lines:
+        other = None
+        if line is lines[1]:
+            endless = one("stage1", spec | {"repeats": 10**9})
+            environment = os.environ | AS_RUN_SH | {"OMP_NUM_THREADS": "1"}
+            other = subprocess.Popen(endless, env=environment)
+            time.sleep(10)  # its imports
+        try:
+            for count in counts:
+                environment = AS_RUN_SH | {"GOMP_SPINCOUNT": count}
+                line.append(f"{run('stage1', environment, **spec)['seconds'] * 1e3:.0f}")
+        finally:
+            if other:
+                other.kill()
+    print(markdown(["GOMP_SPINCOUNT", *counts], lines))
+
+
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--bands", action="store_true", help="one band against two")
     what.add_argument("--priors", action="store_true", help="stage 2 by each preset")
+    what.add_argument("--neighbours", action="store_true", help="beside another training")
     what.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -221,7 +251,12 @@ def main():
         return
     date = time.strftime("%Y-%m-%d")
     print(f"{processor(DEVICE)}, torch {torch.__version__}, {date}.\n")
-    (report_bands if args.bands else report_priors)()
+    if args.bands:
+        report_bands()
+    elif args.priors:
+        report_priors()
+    else:
+        report_neighbours()
 
 
 if __name__ == "__main__":
