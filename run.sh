@@ -31,8 +31,8 @@ esac
 unset MPLBACKEND # a notebook's, inherited, may not exist here
 # glibc keeps freed memory: else a step's 64 MB gradients are handed back and zeroed anew each time.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
-# Threads wait for each other by spinning; where another program has a core, one would spin out the
-# time of the one it waits for: a step took 30 times as long. So they soon sleep.
+# Threads wait for each other by spinning. Where another program has a core, two may share one, and
+# the one spins while the other waits for its turn (results/speed.md). So they soon sleep.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 case ${1:-} in
     -h | --help)
