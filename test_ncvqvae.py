@@ -821,7 +821,7 @@ def test_the_prior_is_the_published_chain_of_layers():
     torch.testing.assert_close(p(t, mask, y).double(), head, atol=1e-6, rtol=1e-6)
     # not nothing, at the codes' scale
     assert p.mask_vector.abs().min() > 0 and p.mask_vector.std() > 0.3
-    assert mask.any()
+    assert (mask.any(), p.mask_vector.requires_grad) == (True, True)
 
 
 def test_the_priors_feed_forward_and_head_are_the_published_ones():
