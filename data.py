@@ -1021,9 +1021,7 @@ def download_dataset(name, root):
                     read_split(file)
                 for file in set(folder.iterdir()) - set(files):
                     file.unlink()
-                if place.exists() and not any(place.iterdir()):
-                    place.rmdir()
-                if place.exists():  # what else is there stays
+                if place.exists() and any(place.iterdir()):  # what else is there stays
                     for file in files:
                         os.replace(file, place / file.name)
                 else:  # at once: another process sees both splits or none

@@ -24,7 +24,6 @@ from benchmarks.rows import (
     NOISE,
     PRECISIONS,
     RECON,
-    between,
     is_gain,
     is_whole,
     judged,
@@ -40,9 +39,8 @@ from benchmarks.rows import (
     sample_schedules,
     schedule,
     schedules,
-    seeds_of_all,
+    seeds_of,
     star,
-    values_of,
 )
 from data import THESIS_SETS, Config
 
@@ -165,7 +163,7 @@ def difference_rows(compared, found):
     for (dataset, _), models in compared.items():
         for model in NC:
             if model in models:
-                line = [dataset, "-".join(model), seeds_of_all(models[model], METRICS)]
+                line = [dataset, "-".join(model), seeds_of({model: models[model]}, METRICS)]
                 for difference in found:
                     if (difference.dataset, difference.model) == (dataset, model):
                         line.append(difference.text())
@@ -287,10 +285,7 @@ def by_set(compared, found, metrics):
     """A set a row: the mean over its non-contrastive models, minus naive, [published]."""
     lines = []
     for (dataset, _), models in compared.items():
-        counts = []
-        for runs in models.values():
-            counts += [len(values_of(runs, metric)) for metric in metrics]
-        line = [dataset, str(len(models) - 1), between(counts)]
+        line = [dataset, str(len(models) - 1), seeds_of(models, metrics)]
         for metric in metrics:
             std = noise(compared, dataset, metric)
             chosen = [d for d in found if (d.dataset, d.metric) == (dataset, metric)]

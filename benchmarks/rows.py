@@ -135,30 +135,30 @@ def read_run(run_dir):
         row["later_settings"] = "none"
     if all(getattr(config, name) == getattr(Config, name) for name in OF_CAS):
         row["cas_thesis"] = row["cas"]  # its own is by the thesis' schedule
-    return row | read_probes(run_dir)
+    return row | read_probes(run_dir, metrics)
 
 
-def read_probes(run_dir):
-    """What probes.py has found of a run, {name: value}; {} where it has not, or of another one."""
+def read_probes(run_dir, metrics):
+    """What probes.py has found of a run with these metrics, {name: value}; else {}."""
     path = Path(run_dir) / "probe.json"
     if not path.exists():
         return {}
     probes = read_json(path)
-    return probes["scores"] if probes.get("run") == what_was_scored(run_dir) else {}
+    return probes["scores"] if probes.get("run") == what_was_scored(metrics) else {}
 
 
 def add_to_probes(run_dir, scores):
     """Write scores into a run's probe.json, beside what it has."""
-    probes = {"run": what_was_scored(run_dir), "scores": read_probes(run_dir) | scores}
+    metrics = read_json(Path(run_dir) / "metrics.json")
+    probes = {"run": what_was_scored(metrics), "scores": read_probes(run_dir, metrics) | scores}
     write_json(Path(run_dir) / "probe.json", probes)
 
 
-def what_was_scored(run_dir):
-    """The settings and data of a run's metrics.json, and the seconds of its trainings.
+def what_was_scored(metrics):
+    """The settings and data of a run's metrics, and the seconds of its trainings.
 
     Weights that were trained anew took other seconds.
     """
-    metrics = read_json(Path(run_dir) / "metrics.json")
     return {name: metrics.get(name) for name in ("config", "seconds_stage1", "seconds_stage2")}
 
 
@@ -452,11 +452,6 @@ def mean(runs, metric):
     return (statistics.mean(values) if values else None), len(values)
 
 
-def seeds_of_all(runs, metrics):
-    """`4`, or `2–4` where some of the metrics are of fewer seeds of these runs."""
-    return between([len(values_of(runs, metric)) for metric in metrics])
-
-
 def between(counts):
     """`2`, or `1–4` where the numbers differ; of the models that ran, "" where none did."""
     ran = [count for count in counts if count]
@@ -464,6 +459,14 @@ def between(counts):
         return ""
     least, most = min(ran), max(ran)
     return str(least) if least == most else f"{least}–{most}"
+
+
+def seeds_of(models, metrics):
+    """How many seeds the runs of models, {model: runs}, have a metric of: `4`, or `2–4`."""
+    counts = []
+    for runs in models.values():
+        counts += [len(values_of(runs, metric)) for metric in metrics]
+    return between(counts)
 
 
 def minutes(row):

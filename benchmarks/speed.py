@@ -228,20 +228,20 @@ def report_neighbours():
         "as run.sh has it": {},
         "on one core": {"OMP_NUM_THREADS": "1"},
     }
-    lines = [["alone"], ["beside another training, of one thread"]]
-    for line in lines:
-        other = None
-        if line is lines[1]:
-            endless = one("stage1", spec | {"repeats": 10**9})
-            environment = os.environ | AS_RUN_SH | {"OMP_NUM_THREADS": "1"}
-            other = subprocess.Popen(endless, env=environment, start_new_session=True)
-            time.sleep(10)  # its imports
-        try:
-            for way in ways.values():
-                line.append(f"{run('stage1', AS_RUN_SH | way, **spec)['seconds'] * 1e3:.0f}")
-        finally:
-            if other:
-                other.kill()
+
+    def milliseconds():
+        times = [run("stage1", AS_RUN_SH | way, **spec)["seconds"] for way in ways.values()]
+        return [f"{1e3 * seconds:.0f}" for seconds in times]
+
+    lines = [["alone", *milliseconds()]]
+    endless = one("stage1", spec | {"repeats": 10**9})
+    environment = os.environ | AS_RUN_SH | ways["on one core"]
+    other = subprocess.Popen(endless, env=environment, start_new_session=True)
+    try:
+        time.sleep(10)  # its imports
+        lines.append(["beside another training, of one thread", *milliseconds()])
+    finally:
+        other.kill()
     print(markdown(["", *ways], lines))
 
 

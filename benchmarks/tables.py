@@ -16,7 +16,6 @@ from benchmarks.rows import (
     MODELS,
     NAIVE,
     RESULTS,
-    between,
     export,
     fill,
     grid,
@@ -29,6 +28,7 @@ from benchmarks.rows import (
     pooled_std,
     published,
     read_rows,
+    seeds_of,
     star,
     values_of,
     write_text,
@@ -95,15 +95,15 @@ def table(heading, found, metric, kind):
     lines = []
     with_real = metric == "cas"
     for dataset, models in found.items():
-        counts = [mean(models.get(model, {}), metric)[1] for model in MODELS]
-        if not any(counts):
+        seeds = seeds_of(models, [metric])
+        if not seeds:
             continue
         line = [dataset]
         for model in MODELS:
             line.append(table_cell(models.get(model, {}), kind, dataset, model, metric))
         if with_real:
             line.append(real_cas(models))
-        lines.append([*line, between(counts)])
+        lines.append([*line, seeds])
     if not lines:
         return ""
     columns = ["dataset", *map(" ".join, MODELS), *(["real"] if with_real else []), "seeds"]

@@ -21,13 +21,13 @@ from benchmarks.rows import (
     LOWER_IS_BETTER,
     MODELS,
     NAIVE,
-    between,
     grid,
     log_name,
     mean,
     of_preset,
     published,
     read_rows,
+    seeds_of,
     without_precision,
 )
 from data import (
@@ -117,8 +117,7 @@ def set_names(cells, metric, separator="\n"):
     """Tick labels: dataset, schedule, and of how many seeds its models have the metric."""
     names = []
     for (dataset, schedule), models in cells.items():
-        counts = [mean(runs, metric)[1] for runs in models.values()]
-        name = (dataset, without_precision(schedule), f"n {between(counts)}")
+        name = (dataset, without_precision(schedule), f"n {seeds_of(models, [metric])}")
         names.append(separator.join(name))
     return names
 
