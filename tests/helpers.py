@@ -105,15 +105,18 @@ TINY = (
 ).split()
 
 
-def shell(*arguments, cwd, **env):
-    env = {
+def shell_environment(cwd):
+    return {
         **os.environ,
         "PYTHON": sys.executable,
         "OUT": str(Path(cwd) / "runs"),
         "OMP_NUM_THREADS": "1",
         "DEVICE": "cpu",
-        **env,
     }
+
+
+def shell(*arguments, cwd, **env):
+    env = shell_environment(cwd) | env
     return subprocess.run(
         ["bash", str(HERE / "run.sh"), *arguments], cwd=cwd, env=env, capture_output=True, text=True
     )

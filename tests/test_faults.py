@@ -31,6 +31,7 @@ from helpers import (
     own_data,
     run_all,
     shell,
+    shell_environment,
     tiny_config,
     ts_bytes,
     zip_bytes,
@@ -414,7 +415,6 @@ def test_a_resume_file_is_saved_a_minute(tmp_path, monkeypatch):
 
 
 def test_one_ctrl_c_ends_the_grid(tmp_path):
-    environment = {"PYTHON": sys.executable, "OUT": str(tmp_path / "runs"), "DEVICE": "cpu"}
     words = [own_data(tmp_path), "naive", "none", "1,2", *TINY, "--stage1-steps=1000000"]
     # Who starts these tests in the background may have them ignore Ctrl-C, and what they start.
     heeding = """if True:
@@ -423,7 +423,7 @@ def test_one_ctrl_c_ends_the_grid(tmp_path):
         os.execvp("bash", ["bash", *sys.argv[1:]])"""
     grid = subprocess.Popen(
         [sys.executable, "-c", heeding, str(HERE / "run.sh"), *words],
-        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
+        env=shell_environment(tmp_path),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
