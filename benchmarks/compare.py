@@ -276,8 +276,8 @@ def higher_fid(found):
     if not known:
         return f"{text}. Its noise is not known: no set has four models with two seeds.\n"
     return (
-        f"{text}; of the {len(known)} whose noise is known for {len(beyond)} beyond noise, and "
-        f"lower for {len(lower)}.\n"
+        f"{text}. The noise of {len(known)} is known: {len(beyond)} are higher beyond it, "
+        f"{len(lower)} lower.\n"
     )
 
 
