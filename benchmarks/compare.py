@@ -274,7 +274,7 @@ def higher_fid(found):
     known = [d for d in chosen if d.noise_known]
     text = f"FID is higher than naive's for {len(higher)} of {len(chosen)} models"
     if not known:
-        return f"{text}. Its noise is not known: no set has four models with two seeds.\n"
+        return f"{text}. Its noise is not known: no set has two models with two seeds.\n"
     return (
         f"{text}. The noise of {len(known)} is known: {len(beyond)} are higher beyond it, "
         f"{len(lower)} lower.\n"

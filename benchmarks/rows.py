@@ -20,6 +20,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t as student_t  # scikit-learn brings SciPy
 
 from data import (
     PRESETS,
@@ -491,12 +492,14 @@ def read_published():
 
 
 PUBLISHED = read_published()
+STDS = 2.084  # so many stds of a difference are exceeded by chance in five of a hundred
 NOISE = (
-    "\\* = more than seeds explain: over 2.084 (1/n + 1/m)^1/2 stds for n and m seeds that have "
-    "the metric, the std being the root mean square of the published models' stds over seeds; for "
-    "our FID, IS, coverage and CAS, which hang on our classifier, of our own, where four models "
-    "have two seeds. Seeds of one model that ran on two processors have two classifiers, so that "
-    "noise is of both."
+    "\\* = more than seeds explain: over t (1/n + 1/m)^1/2 stds for n and m seeds that have the "
+    "metric, t = 2.084, the std being the root mean square of the published models' stds over "
+    "seeds; for our FID, IS, coverage and CAS, which depend on our classifier, of our own, where "
+    "at least two models have two seeds, with Student's t of so few: 4.30 of two models with two "
+    "seeds, 2.36 of seven. Seeds of one model that ran on two processors have two classifiers, so "
+    "that noise is of both."
 )
 
 
@@ -517,19 +520,23 @@ def pooled_std(dataset, metric):
 def noise(cells, dataset, metric):
     """Std over seeds: the published models' pooled one; of FID, IS, CAS our own. None: unknown.
 
-    Of fewer than four models with two seeds it says little.
+    Our own is known from few seeds, and so is widened as Student's t is for its degrees of freedom,
+    at least two; seven published models of four seeds have 21, where t is 2.08.
 
     cells: those of the schedules that are compared, as another's classifiers have another noise.
     """
     if metric not in BY_CLASSIFIER:
         return pooled_std(dataset, metric)
-    variances = []
+    squares, degrees = 0, 0
     for (name, _), models in cells.items():
         for runs in models.values():
             values = values_of(runs, metric)
             if name == dataset and len(values) > 1:
-                variances.append(statistics.variance(values))
-    return math.sqrt(statistics.mean(variances)) if len(variances) >= 4 else None
+                squares += statistics.variance(values) * (len(values) - 1)
+                degrees += len(values) - 1
+    if degrees < 2:
+        return None
+    return math.sqrt(squares / degrees) * student_t.ppf(0.975, degrees) / STDS
 
 
 def of_one_classifier(runs, others, metric):
@@ -556,7 +563,7 @@ def noise_bound(std, n=1, m=1):
     A difference has std * sqrt(1/n + 1/m) as its own std. 2.084 of those are 2.33 std for one seed
     against four, and 1.47 for four against four.
     """
-    return 2.084 * math.sqrt(1 / n + 1 / m) * std
+    return STDS * math.sqrt(1 / n + 1 / m) * std
 
 
 def star(difference, n, m, std):

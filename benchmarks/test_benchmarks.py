@@ -38,6 +38,8 @@ from benchmarks.rows import (
     is_whole,
     log_name,
     name_cells,
+    noise,
+    noise_bound,
     of_preset,
     pooled_std,
     read_rows,
@@ -398,7 +400,7 @@ def test_questions_have_means_over_models_and_over_sets():
 
 
 def test_noise_of_fid_is_of_seeds_of_the_same_schedule():
-    """Second seeds of four models tell by how much any may differ; another schedule's do not."""
+    """Second seeds of two models tell by how much any may differ; another schedule's do not."""
     fast = settings(Config(**data.PRESETS["fast"], precision="bf16"))
     seeds = [row_of("naive-none", 1, *fast, fid=3.0), row_of("naive-none", 2, *fast, fid=5.0)]
     others = [row_of("-".join(model), 1, *fast, fid=9.0) for model in MODELS[1:]]
@@ -416,8 +418,18 @@ def test_noise_of_fid_is_of_seeds_of_the_same_schedule():
     _, table = of_best["rq3"].split("By `best`:")
     assert "| Symbols | 1 | 1 | -0.50 [" in table and "|  | +0.12 |  |" in table
     assert of_best["rq1"] == asked["rq1"]  # of tokens `best` is no model of the thesis'
-    asked = compare.questions(grid(seeds + others[:8] + thesis))  # three models are too few
+    asked = compare.questions(grid(seeds + others[:6] + thesis))  # naive alone is too little
     assert "is known" not in asked["rq3"]
+
+
+def test_noise_known_from_few_seeds_asks_for_more():
+    """Student's t: 4.30 stds with two degrees of freedom, where with many it is 2.08."""
+    rows = [row_of("naive-none", seed, BF16, fid=fid) for seed, fid in ((1, 3.0), (2, 5.0))]
+    rows += [row_of("vibcreg-gauss", seed, BF16, fid=fid) for seed, fid in ((1, 9.0), (2, 10.0))]
+    std = math.sqrt((2.0 + 0.5) / 2)
+    found = noise(grid(rows), "Symbols", "fid")
+    assert noise_bound(found) == pytest.approx(4.3027 * math.sqrt(2) * std, rel=1e-4)
+    assert noise(grid(rows[:3]), "Symbols", "fid") is None
 
 
 def test_runs_are_compared_by_the_classifier_that_they_share():
