@@ -78,7 +78,8 @@ TEXT = (
     "commit",
     "date",
 )
-COLUMNS = (*TEXT[:3], "seed", *METRICS, *PROBES, *THESIS_CAS, *OF_CLASSES, *TEXT[3:])
+FROM_PROBES = (*PROBES, *THESIS_CAS, *OF_CLASSES)  # the columns that probe.json has
+COLUMNS = (*TEXT[:3], "seed", *METRICS, *FROM_PROBES, *TEXT[3:])
 IDENTITY = ("dataset", "method", "augmentation", "seed", *SETTINGS)
 
 
@@ -171,8 +172,9 @@ def identity(row):
 def export(folders, out):
     """Merge the finished runs below folders into out/runs.csv and keep their logs.
 
-    A run that is there already (same identity) is replaced. InputError where two of the folders
-    have one: which of them counts?
+    A run that is there already (same identity) is replaced; what probes.py found of the same
+    weights is kept where the run's folder has it no more. InputError where two of the folders have
+    one: which of them counts?
     """
     merged = {identity(row): row for row in read_rows(out / "runs.csv")}
     runs = find_runs(folders)
@@ -185,6 +187,11 @@ def export(folders, out):
                 "export one of them"
             )
     for row in runs:
+        former = merged.get(identity(row), {})
+        if all(row[name] == former.get(name) for name in ("seconds_stage1", "seconds_stage2")):
+            for name in FROM_PROBES:
+                if row[name] is None:
+                    row[name] = former.get(name)
         merged[identity(row)] = row
         if row["later_settings"] != "none":  # perhaps it had stopped after stage 1 and went on
             stopped = merged.pop(identity(row | {"later_settings": "none"}), None)

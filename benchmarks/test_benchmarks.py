@@ -30,7 +30,9 @@ from benchmarks.rows import (
     NAIVE,
     PROBES,
     RESULTS,
+    add_to_probes,
     agreement,
+    export,
     fill,
     find_runs,
     from_cell,
@@ -159,6 +161,29 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, ca
     with pytest.raises(data.InputError, match="twice.* same settings and seed: export one"):
         export(tmp_path / "runs", tmp_path / "twice")  # which of them counts?
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_export_keeps_what_probes_found_of_the_same_weights(tmp_path):
+    """CAS by the published training takes hours, and a copied run may lack its probe.json."""
+    run = tmp_path / "runs/Symbols/naive-none/seed1"
+
+    def exported():
+        export([tmp_path / "runs"], tmp_path / "results")
+        (row,) = read_rows(tmp_path / "results/runs.csv")
+        return row
+
+    metrics = fake_run(tmp_path / "runs", 1) | {"seconds_stage1": 100 / 3, "seconds_stage2": 0.1}
+    config = data.read_json(run / "metrics.json")["config"]
+    data.write_json(run / "metrics.json", metrics | {"stages": 2, "config": config})
+    add_to_probes(run, {"cas_thesis": 0.7, "knn_train_mode": 1 / 3})
+    assert exported()["cas_thesis"] == 0.7
+    (run / "probe.json").unlink()
+    add_to_probes(run, {"knn_train_mode": 0.5})
+    row = exported()
+    assert (row["cas_thesis"], row["knn_train_mode"], row["svm_train_mode"]) == (0.7, 0.5, None)
+    metrics["seconds_stage2"] = 0.2  # trained anew
+    data.write_json(run / "metrics.json", metrics | {"stages": 2, "config": config})
+    assert exported()["cas_thesis"] is None
 
 
 def row_of(model, seed=1, first="", later="none", dataset="Symbols", **values):
