@@ -589,6 +589,17 @@ def encode_split(model, x, batch=256):
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
+@torch.no_grad()
+def leak(model, x, batch):
+    """Encode x (n, L) in train mode: its batches move the encoder's BatchNorm and the codebook.
+
+    So the published program probed train and test split while it trained (ledger 12).
+    """
+    for part in x.split(batch):
+        _, latents = model.encode(part)
+        model.quantize(latents)
+
+
 def train_stage1(run_dir, config, dataset=None):
     """Train stage 1, write run_dir/config.json and stage1.pt -> NCVQVAE in eval mode.
 
@@ -633,8 +644,13 @@ def train_stage1(run_dir, config, dataset=None):
     x_train = dataset.x_train.to(device)  # the whole set is on the device
     x_test = dataset.x_test.to(device)
 
+    per_epoch = training.steps_per_epoch
+
     model.train()  # BatchNorm of the batch, a codebook that moves
     for rows in training:  # (B,) indices of a batch's series
+        if config.leak_epochs and training.step % (config.leak_epochs * per_epoch) == 0:
+            leak(model, x_train, config.stage1_batch)
+            leak(model, x_test, config.stage1_batch)
         x, x_aug = x_train[rows], None  # (B, L)
         if config.views == 2:
             x = augment(x, config.augmentation, training.generator)

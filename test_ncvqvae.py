@@ -2083,6 +2083,33 @@ def test_the_test_split_is_looked_at_every_so_many_epochs_and_nothing_moves(tmp_
     assert last["val_recon"] == pytest.approx(recon)
 
 
+def test_passes_of_both_splits_move_batchnorm_and_codebook(tmp_path, monkeypatch):
+    """As the published program's (ledger 12), but for its last, behind the published recon."""
+    own, seen, leak = own_data(tmp_path), [], ncvqvae.leak
+    d = data.load_dataset(own)
+
+    def spy(model, x, batch):
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        leak(model, x, batch)
+        moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+        seen.append((len(x), batch, model.training, moved))
+
+    monkeypatch.setattr(ncvqvae, "leak", spy)
+    states = {}
+    for epochs in (0, 2):
+        run = tmp_path / f"{epochs}/own/naive-none/seed1"
+        config = tiny_config(dataset=own, stage1_epochs=6, leak_epochs=epochs)
+        states[epochs] = ncvqvae.train_stage1(run, config).state_dict()
+    splits = [(len(d.x_train), 8, True), (len(d.x_test), 8, True)]
+    assert [look[:3] for look in seen] == 3 * splits  # before step 1, after epochs 2 and 4, not 6
+    for *_, moved in seen:  # no weight, nothing of the decoder
+        last_parts = {name.split(".")[-1] for name in moved if "decoder" not in name}
+        statistics = {"running_mean", "running_var", "num_batches_tracked"}
+        assert last_parts == statistics | {"codebook", "counts", "sums"}
+        assert not any("decoder" in name for name in moved)
+    assert any(not torch.equal(v, states[2][k]) for k, v in states[0].items())
+
+
 def test_class_dropout_is_a_share_and_tokens_keep_their_label(tmp_path, monkeypatch):
     seen, run, forward = [], tmp_path / "run", Prior.forward
 
@@ -2220,6 +2247,7 @@ CHANGES = dict(
     n_codes=5,
     ema_decay=0.5,
     ema_initial_count=0.0,
+    leak_epochs=1,
     beta=2.0,
     eta=2.0,
     zeta=0.5,

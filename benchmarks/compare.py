@@ -475,6 +475,13 @@ DEPARTURES = (
         "later_settings",
         r"(embedding|loss_on)=\S+ ?",
     ),
+    Departure(
+        "Passes of train and test split in train mode, as the published program's (ledger 12)",
+        "no passes",
+        "passes",
+        "stage1_settings",
+        r"leak_epochs=100 ?",
+    ),
     Departure("Two views", "one view", "two views", "stage1_settings", r"views=2 ?"),
     Departure("Two bands", "one band", "two bands", "stage1_settings", r"bands=2 ?"),
     Departure(

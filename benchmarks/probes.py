@@ -46,9 +46,7 @@ from ncvqvae import encode_split, load_stage1
 def probe_in_train_mode(model, dataset, seed=0):
     """The published probes: train mode, so test batches move BatchNorm and codebook (ledger 12).
 
-    On a throw-away copy, in batches as large as the run trained with -> {PROBES: value}. recon is
-    that of the test split in eval mode afterwards, of all of it and of the last mini-batch: what a
-    checkpoint saved then would score.
+    On a throw-away copy, in batches as large as the run trained with -> {PROBES: value}.
     """
     model = copy.deepcopy(model).train()
     batch = model.config.stage1_batch
@@ -57,20 +55,13 @@ def probe_in_train_mode(model, dataset, seed=0):
     z_train = encode_split(model, dataset.x_train[order], batch)["averages"]
     # The test split in the file's order, as theirs.
     z_test = encode_split(model, dataset.x_test, batch)["averages"]
-    model.eval()
-    errors = encode_split(model, dataset.x_test)["errors"].sum(1)  # (n)
     knn, svm = probe(z_train, dataset.y_train[order], z_test, dataset.y_test)
-    return {
-        "knn_train_mode": knn,
-        "svm_train_mode": svm,
-        "recon_train_mode": errors.mean().item(),
-        "recon_train_mode_last_batch": errors.split(128)[-1].mean().item(),
-    }
+    return {"knn_train_mode": knn, "svm_train_mode": svm}
 
 
 def command_train_mode(folders):
     """Probe finished runs in train mode into probe.json; print it beside the frozen values."""
-    shown = ("knn", "svm", "recon", "recon_last_batch", *PROBES)
+    shown = ("knn", "svm", *PROBES)
     print(markdown(["run", "schedule", *shown], []), end="")
     words_of = schedules_and_bands()
     for row in find_runs(folders):

@@ -1,6 +1,7 @@
 """What guards benchmarks/: tables judge by the published noise, keep every value, and take no
 ablation for the grid."""
 
+import copy
 import csv
 import gzip
 import json
@@ -491,7 +492,7 @@ def test_runs_in_float32_fill_the_tables_where_there_are_no_others():
 
 def test_the_readmes_table_has_a_row_a_set_in_the_order_of_the_thesis():
     fast = settings(Config(**data.PRESETS["fast"], precision="bf16"))
-    as_published = {"recon_train_mode_last_batch": 0.05}
+    as_published = {"recon_last_batch": 0.05}
     rows = [
         row_of("naive-none", 1, *fast, knn=0.5, svm=0.6, cas=0.9),
         row_of("vibcreg-slice", 1, *fast, knn=0.7, svm=0.6, cas=0.9, **as_published),
@@ -669,16 +670,25 @@ def test_cells_of_runs_csv():
         assert from_cell("" if value is None else str(value)) == value
 
 
-def test_probing_in_train_mode_moves_a_copy_alone():
+def test_probing_in_train_mode_moves_a_copy_alone(monkeypatch):
     model = tiny_model().eval()
     x, y = draw(30, 40, dtype=torch.float32), torch.arange(30) % 2
     own = data.Dataset("own", 40, 0.0, 1.0, [0, 1], True, "", x[:20], y[:20], x[20:] * 3, y[20:])
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    moved = probes.probe_in_train_mode(model, own)
+    probed = []
+    monkeypatch.setattr(probes, "probe", lambda *splits: probed.append(splits) or (0.75, 0.5))
+    scores = probes.probe_in_train_mode(model, own)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not model.training
-    frozen = ncvqvae.encode_split(model, own.x_test)["errors"].sum(1).mean().item()
-    assert tuple(moved) == PROBES and moved["recon_train_mode"] != pytest.approx(frozen)
+    assert tuple(scores) == PROBES and tuple(scores.values()) == (0.75, 0.5)
+    ((z_train, y_train, z_test, y_test),) = probed
+    frozen = ncvqvae.encode_split(model, own.x_test)["averages"]
+    assert z_test.shape == frozen.shape and not torch.allclose(z_test, frozen)
+    copied = copy.deepcopy(model).train()  # the train split goes first, and moves it too
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    expected = ncvqvae.encode_split(copied, own.x_train[order], model.config.stage1_batch)
+    torch.testing.assert_close(z_train, expected["averages"])
+    assert torch.equal(y_train, own.y_train[order]) and y_test is own.y_test
 
 
 def test_spectrum_cuts_a_series_and_its_reconstruction_at_a_frequency():

@@ -48,7 +48,7 @@ COLOURS = {"naive": "k", "barlow": "C1", "vibcreg": "C0"}
 MARKERS = {"none": "o", "warp": "^", "slice": "s", "gauss": "D"}
 LABELS = {
     "recon": "recon",
-    "recon_train_mode_last_batch": "recon as published\n(ledger 12, 13)",
+    "recon_last_batch": "recon as published\n(ledger 13)",
     "knn": "KNN accuracy",
     "svm": "SVM accuracy",
     "fid": "FID\n(ledger 15)",
@@ -337,7 +337,7 @@ def draw_all(results):
         "gains": gains(cells),
         "views": views(load_dataset("toy")),
         "costs": costs(cells),
-        "recon": scores(cells, ["recon", "recon_train_mode_last_batch"]),
+        "recon": scores(cells, ["recon", "recon_last_batch"]),
         "probes": scores(cells, ["knn", "svm"]),
         "sample_metrics": scores(cells, ["fid", "is", "cas_thesis"]),
         "training": curves(results, by_thesis, "val_recon", "recon of the test split"),
