@@ -878,7 +878,8 @@ def draw_series(dataset, samples):
     """A column for each of the first 6 classes and a last one of any class, up to 50 series each.
 
     Figures 6.14, 6.15, 6.18 to 6.20. Samples of a class should differ among themselves as much as
-    its train series do. A column shares its y axis, so that a wrong scale shows.
+    its train series do. A column shares its y axis, so that a wrong scale shows. One is black:
+    where 50 that oscillate fill the plot, it shows what a series looks like.
     """
     columns = [*range(min(6, len(dataset.classes))), None]
     rows = (  # name, series of classes, their labels, series of any class
@@ -897,12 +898,13 @@ def draw_series(dataset, samples):
             else:
                 series, name = of_class[y == k], f"class {as_it_is(dataset.classes[k])}"
             series = dataset.to_original(series[some_rows(len(series), 50)])
-            colour = "C0" if who == "samples" else "0.35"
+            colour = "C0" if who == "samples" else "0.6"
             axis.plot(series.T, lw=0.5, alpha=0.4, color=colour)
+            axis.plot(series[:1].T, lw=0.8, color="black")
             axis.set_title(f"{who}, {name} ({len(series)})")
     for axis in axes[-1]:
         axis.set_xlabel("time step")
-    return figure, "Real series and samples"
+    return figure, "Real series and samples, one of them black"
 
 
 def draw_real_and_generated(dataset, stage1, averages, generated):

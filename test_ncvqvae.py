@@ -3029,6 +3029,9 @@ def test_figures_of_samples_show_each_split_and_class_where_it_says(monkeypatch)
     for axis in figure.axes:
         values = {value for line in axis.lines for value in (line.get_ydata() - 5) / 2}
         shown[axis.get_title()] = values
+        *lines, one = axis.lines
+        assert one.get_color() == "black" != lines[0].get_color()
+        assert np.array_equal(one.get_ydata(), lines[0].get_ydata())
     assert shown == {
         "train, class no (6)": {0},
         "train, class yes (6)": {1},
