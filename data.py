@@ -168,7 +168,7 @@ class Config:
     n_codes: int = number(32, 1)  # codebook size (§5.1.1)
     ema_decay: float = number(0.9, 0, 0.999999)  # of the moving averages (§5.1.1)
     ema_initial_count: float = number(1.0, 0)  # uses of each code at the start (ledger 4)
-    leak_epochs: int = number(0, 0)  # published: 100; between passes of both splits (ledger 12)
+    leak_epochs: int = number(0, 0)  # 0: never; 100: pass over both splits as published (ledger 12)
     beta: float = number(1.0, 0)  # commitment, eq. 4.1
     eta: float = number(1.0, 0)  # multiplies the thesis' eta: 1/P barlow, 0.01 vibcreg (eq. 4.5)
     zeta: float = number(0.1, 0)  # augmented reconstruction, eq. 4.5
