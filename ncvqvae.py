@@ -644,11 +644,9 @@ def train_stage1(run_dir, config, dataset=None):
     x_train = dataset.x_train.to(device)  # the whole set is on the device
     x_test = dataset.x_test.to(device)
 
-    per_epoch = training.steps_per_epoch
-
     model.train()  # BatchNorm of the batch, a codebook that moves
     for rows in training:  # (B,) indices of a batch's series
-        if config.leak_epochs and training.step % (config.leak_epochs * per_epoch) == 0:
+        if training.just_ended(config.leak_epochs):  # and before the first step
             leak(model, x_train, config.stage1_batch)
             leak(model, x_test, config.stage1_batch)
         x, x_aug = x_train[rows], None  # (B, L)

@@ -90,7 +90,7 @@ What one run has to differ by from another to get a star:
 Starred rows of all, ours [published]; a gain in both is a published one that ours has too:
 
 {markdown(["", *names], starred_rows(found))}
-Each model's mean against the published one (train mode: a throw-away copy after the authors' probe,
+Each model's mean against the published one (train mode: a throw-away copy in the authors' probe,
 ledger 12):
 
 {agreements(compared, named=True)}"""

@@ -188,7 +188,7 @@ def export(folders, out):
             )
     for row in runs:
         former = merged.get(identity(row), {})
-        if all(row[name] == former.get(name) for name in ("seconds_stage1", "seconds_stage2")):
+        if what_was_scored(row) == what_was_scored(former):
             for name in FROM_PROBES:
                 if row[name] is None:
                     row[name] = former.get(name)
