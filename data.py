@@ -68,8 +68,20 @@ def errors_naming(what):
     except Exception as error:  # a cut, foreign or hostile file raises many kinds
         if isinstance(error, InputError) and str(error).startswith(str(what)):
             raise  # it says all already
-        reason = f"{what}: cannot be used ({first_line(error)}); mend or remove it"
+        mend = "mend or remove it"
+        if lacks_memory(error):
+            mend = "free memory and try again"
+        elif isinstance(error, OSError) and error.errno:  # said by the system: a disk, a permission
+            mend = "see to that and try again"
+        reason = f"{what}: cannot be used ({first_line(error)}); {mend}"
         raise InputError(reason) from None
+
+
+def lacks_memory(error):
+    """Does an exception say that memory is full, the computer's or the GPU's?"""
+    of_torch = ("out of memory", "not enough memory", "can't allocate memory")
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in words for phrase in of_torch)
 
 
 def first_line(error):
@@ -803,8 +815,8 @@ def read_split(path):
         if not line.strip() or comment:
             continue
         where = f"{path}, row {number}"
-        if re.search("[\udc80-\udcff]", line):  # what surrogateescape makes of other bytes
-            raise InputError(f"{where}: not UTF-8; save it as UTF-8")
+        if re.search("[\0\udc80-\udcff]", line):  # the latter: surrogateescape, of other bytes
+            raise InputError(f"{where}: not UTF-8 text; save it as UTF-8")
         if path.suffix == ".ts":
             cells, label = split_ts_line(where, line, labelled)
         else:
@@ -1193,10 +1205,9 @@ def run_command(main):
     except OSError as error:
         sys.exit(f"{error.filename or 'disk'}: cannot be read or written ({error.strerror})")
     except (MemoryError, RuntimeError) as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        of_memory = ("out of memory", "not enough memory", "can't allocate memory")  # torch's words
-        if isinstance(error, RuntimeError) and not any(w in text.lower() for w in of_memory):
+        if not lacks_memory(error):
             raise
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
         sys.exit(f"{text}; make a batch or a width smaller")
     except KeyboardInterrupt:
         sys.exit("interrupted; run the same command again, and it goes on")
@@ -1247,7 +1258,11 @@ def write_atomic(path, write):
             file.flush()
             os.fsync(file.fileno())  # on the disk before it gets its name
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and error.__context__:
+            error = error.__context__  # torch.save hides what stopped it, a full disk or a Ctrl-C
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise error from None
         raise InputError(f"{path}: cannot be written ({error}); what was there is intact") from None
     finally:  # whatever stopped it; gone already where it has its name
         with contextlib.suppress(OSError):
@@ -1541,19 +1556,33 @@ class Training:
     ends bit for bit the same (on a CPU).
 
     stage: the name of its log lines and files. identity: what has to be the same to go on, settings
-    and the data's sha256. n: series. steps: the schedule's, 0 where epochs decide.
+    and the data's sha256. n: series. steps: the schedule's, 0 where epochs decide. extra: what its
+    files carry beside weights and identity.
     """
 
     SECONDS = 60  # between two resume files
 
     def __init__(
-        self, folder, stage, model, optimizers, identity, *, n, batch, epochs, steps, seed
+        self,
+        folder,
+        stage,
+        model,
+        optimizers,
+        identity,
+        *,
+        n,
+        batch,
+        epochs,
+        steps,
+        seed,
+        extra=None,
     ):
         self.folder = Path(folder)
         self.stage = stage
         self.model = model
         self.optimizers = optimizers
         self.identity = identity
+        self.extra = extra or {}
         self.n_series = n
         self.batch = batch
         self.steps_per_epoch = steps_per_epoch(n, batch)
@@ -1633,7 +1662,7 @@ class Training:
             of = minutes * self.total_steps / self.step
             say(f"{self.stage}, {minutes:.1f} of {of:.1f} min, {self.last_line}")
 
-    def finish(self, path, leave_out=None, **extra):
+    def finish(self, path, leave_out=None):
         """Write the checkpoint: weights, identity, step, seconds, extra.
 
         leave_out: the part of the model, if any, that only training needs.
@@ -1642,7 +1671,7 @@ class Training:
         for name, weight in self.model.state_dict().items():
             if name.split(".")[0] != leave_out:
                 state[name] = weight.cpu()
-        self._write(path, state, state=state, **extra)
+        self._write(path, state, state=state)
         self.remove_resume_file()
 
     def remove_resume_file(self):
@@ -1650,7 +1679,7 @@ class Training:
         remove_resume_file(self.folder, self.stage)
 
     def _write(self, path, weights, **content):
-        """Write content, identity, step and seconds.
+        """Write content, extra, identity, step and seconds.
 
         weights: a part of content; InputError where they are not finite.
         """
@@ -1658,6 +1687,7 @@ class Training:
             raise InputError(
                 f"{self.stage}: weights not finite at step {self.step}, nothing is written. {GO_ON}"
             )
+        content |= self.extra
         content["identity"] = self.identity
         content["step"] = self.step
         content["seconds"] = time.time() - self.started

@@ -362,7 +362,7 @@ class Projector(nn.Module):
         if self.whiten:
             with torch.autocast(h.device.type, enabled=False):  # in float32
                 for i, z in enumerate(projections):
-                    groups = z.shape[1] // 64  # as many as have 64 features each
+                    groups = max(1, z.shape[1] // 64)  # as many as have 64 features each
                     projections[i] = iter_norm(z, groups) * self.scale + self.shift
         return projections
 
@@ -639,6 +639,7 @@ def train_stage1(run_dir, config, dataset=None):
         epochs=config.stage1_epochs,
         steps=config.stage1_steps,
         seed=config.seed,
+        extra={"data": dataset.info()},
     )
     write_json(run_dir / "config.json", asdict(config))
     x_train = dataset.x_train.to(device)  # the whole set is on the device
@@ -678,7 +679,7 @@ def train_stage1(run_dir, config, dataset=None):
             model.eval()  # nothing moves, no random number is drawn (Fig. 6.2)
             training.log(val_recon=encode_split(model, x_test)["errors"].sum(1).mean())
             model.train()
-    training.finish(path, leave_out="projector", data=dataset.info())  # about 3 MB
+    training.finish(path, leave_out="projector")  # about 3 MB
     return load_stage1(run_dir, config, dataset)[0]  # without projector and gradients, checked
 
 

@@ -32,6 +32,7 @@ from data import (
     add_flags,
     check_same,
     hold,
+    load_checkpoint,
     load_dataset,
     make_config,
     output_path,
@@ -248,8 +249,12 @@ def train_stage2(run_dir, config=None, dataset=None):
         what = "no class" if config.class_dropout == 0 else "a class"
         warn(f"--class-dropout {config.class_dropout}: samples of {what} are not learnt")
     torch.manual_seed(config.seed)
-    prior = Prior(config, stage1.codebook(), stage1.sizes, len(dataset.classes)).to(device)
+    codebook = stage1.codebook()  # (K, D)
+    prior = Prior(config, codebook, stage1.sizes, len(dataset.classes)).to(device)
     optimizers = make_optimizers(prior, config)
+    resume = run_dir / "stage2.resume.pt"
+    if resume.exists():
+        check_codebook(resume, load_checkpoint(resume), codebook)
     training = Training(
         run_dir,
         "stage2",
@@ -261,6 +266,7 @@ def train_stage2(run_dir, config=None, dataset=None):
         epochs=config.stage2_epochs,
         steps=config.stage2_steps,
         seed=config.seed,
+        extra={"data": dataset.info(), "codebook": codebook.cpu()},
     )
     for rows in training:  # (B,) indices of a batch's series
         t, y = tokens[rows], labels[rows]  # (B, N), (B,)
@@ -286,7 +292,7 @@ def train_stage2(run_dir, config=None, dataset=None):
             # With a generator of its own: training's draws stay as they are (Fig. 6.11).
             training.log(val_prior_loss=prior_loss(prior, test_tokens, test_labels))
             prior.train()
-    training.finish(path, data=dataset.info(), codebook=stage1.codebook().cpu())
+    training.finish(path)
     return load_prior(run_dir, stage1, config, dataset)[0]
 
 
@@ -302,10 +308,15 @@ def load_prior(run_dir, stage1, config=None, dataset=None):
     n_classes = len(checkpoint["data"]["classes"])
     prior = Prior(made_with, stage1.codebook(), stage1.sizes, n_classes)
     rename_older_layers(checkpoint)
-    codebook = stage1.codebook().cpu()
+    check_codebook(path, checkpoint, stage1.codebook())
+    return ready(prior, checkpoint, path, made_with.precision), checkpoint
+
+
+def check_codebook(path, checkpoint, codebook):
+    """Refuse a file of stage 2 made on the tokens of another codebook (K, D) than stage 1's."""
+    codebook = codebook.cpu()
     if not torch.equal(checkpoint.get("codebook", codebook), codebook):  # older files have none
         raise InputError(f"{path}: made on the tokens of another stage1.pt; remove it")
-    return ready(prior, checkpoint, path, made_with.precision), checkpoint
 
 
 def rename_older_layers(checkpoint):

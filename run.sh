@@ -29,6 +29,7 @@ case $out in # a quoted ~ stays one
     "~/"*) out=$HOME/${out:2} ;;
 esac
 unset MPLBACKEND # a notebook's, inherited, may not exist here
+unset CDPATH # it has cd print the folder
 # glibc keeps freed memory: else a step's 64 MB gradients are handed back and zeroed anew each time.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
 # Threads wait for each other by spinning. Where another program has a core, two may share one, and
@@ -73,6 +74,7 @@ if [ "${1:-}" = test ]; then
         --slow) tests="slow or not slow" ;;
         *) refuse "test takes --slow alone, not '$2'" ;;
     esac
+    [[ $python != */* || $python == /* ]] || python=$PWD/$python
     cd "$here"
     exec "$python" -m pytest -q -m "$tests" test_*.py tests benchmarks
 fi
@@ -90,6 +92,8 @@ for flag in "$@"; do
         exec "$python" "$here/ncvqvae.py" --help
     elif [ "$flag" = --dry-run ]; then
         dry=1
+    elif [[ $flag =~ ^--(dataset|method|augmentation|seed)(=|$) ]]; then
+        refuse "$flag: goes without a flag: DATASET METHOD AUGMENTATION SEED, in this order"
     else
         flags+=("$flag")
     fi
@@ -101,6 +105,9 @@ fi
 case ,${positions[0]}, in
     *,,*) refuse "DATASET is empty in '${positions[0]}'" ;;
 esac
+if [[ ${positions[0]} == *[,$'\n']* && -e ${positions[0]} ]]; then
+    refuse "'${positions[0]}': rename it: a comma stands between two datasets, a path has one line"
+fi
 IFS=, read -ra datasets <<<"${positions[0]}"
 methods=${positions[1]-vibcreg}
 augmentations=${positions[2]-slice}

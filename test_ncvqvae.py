@@ -754,6 +754,7 @@ def test_projector_whitens_groups_of_64_then_scales_and_shifts():
 
 def test_projector_keeps_the_views_statistics_apart():
     torch.manual_seed(0)
+    assert ncvqvae.Projector(10, 32, whiten=True)(torch.randn(6, 10))[0].shape == (6, 32)
     p = ncvqvae.Projector(10, 64, whiten=True)
     a, b = draw(6, 10, dtype=torch.float32), 5 + 3 * draw(6, 10, seed=1, dtype=torch.float32)
     for together, alone in zip(p(a, b), (*p(a), *p(b)), strict=True):
@@ -2325,8 +2326,15 @@ def test_every_field_changes_what_it_says_and_nothing_of_the_stage_before(tmp_pa
 
 
 @pytest.mark.parametrize("method", ["naive", "vibcreg"])
-def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method):
+def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method, monkeypatch):
     x, x_aug = draw(8, 40, dtype=torch.float32), draw(8, 40, seed=1, dtype=torch.float32)
+    whiten = ncvqvae.iter_norm
+
+    def exact(z, groups):
+        assert z.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return whiten(z, groups)
+
+    monkeypatch.setattr(ncvqvae, "iter_norm", exact)
     losses = []
     for precision in ("float32", "bf16"):
         model = tiny_model(

@@ -333,6 +333,7 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path):
             [sys.executable, "-c", code, str(HERE), str(path)], capture_output=True, text=True
         ),
         "cannot be written",
+        "File too large",
     )
     assert torch.equal(data.load_checkpoint(path)["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["good.pt"]
@@ -343,9 +344,14 @@ def test_nothing_half_written_is_left_behind(tmp_path):
         file.write(b"half")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        data.write_atomic(tmp_path / "x.pt", interrupted)
-    assert not list(tmp_path.iterdir())
+    class Interrupted:  # torch.save raises another error than its file does
+        def __init__(self, file):
+            self.write = lambda part: interrupted(file)
+
+    for write in (interrupted, lambda file: torch.save({}, Interrupted(file))):
+        with pytest.raises(KeyboardInterrupt):
+            data.write_atomic(tmp_path / "x.pt", write)
+        assert not list(tmp_path.iterdir())
     (tmp_path / "stage1.resume.pt.tmp").write_bytes(b"half")  # by a process that was killed
     linear_training(tmp_path, torch.nn.Linear(1, 1)).finish(tmp_path / "stage1.pt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "stage1.pt"]
@@ -560,9 +566,8 @@ def test_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatc
     assert not (tmp_path / "evil_was_here").exists()
 
 
-def test_an_interrupted_run_goes_on_with_its_own_settings_and_data_alone(tmp_path, monkeypatch):
-    run = tmp_path / "r"
-    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=4)
+def interrupt(monkeypatch, train):
+    """Stop a training after two steps, which a resume file has."""
     step_done = data.Training.step_done
 
     def stop(training, loss, **terms):
@@ -574,13 +579,38 @@ def test_an_interrupted_run_goes_on_with_its_own_settings_and_data_alone(tmp_pat
         patch.setattr(data.Training, "SECONDS", -1)
         patch.setattr(data.Training, "step_done", stop)
         with pytest.raises(KeyboardInterrupt):
-            ncvqvae.train_stage1(run, config)
+            train()
+
+
+def change_codebook(run):
+    """By as much as another processor would."""
+    checkpoint = data.load_checkpoint(run / "stage1.pt")
+    for name, weight in checkpoint["state"].items():
+        if "codebook" in name:
+            weight += 1e-6
+    torch.save(checkpoint, run / "stage1.pt")
+
+
+def test_an_interrupted_run_goes_on_with_its_own_settings_and_data_alone(tmp_path, monkeypatch):
+    run = tmp_path / "r"
+    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=4)
+    interrupt(monkeypatch, lambda: ncvqvae.train_stage1(run, config))
     message = "resume.pt: made with stage1_lr = 0.001, this run has 0.1"
     with pytest.raises(InputError, match=message):
         ncvqvae.train_stage1(run, dataclasses.replace(config, stage1_lr=0.1))
     own_data(tmp_path, n_test=17)
     with pytest.raises(InputError, match="resume.pt: made from other data"):
         ncvqvae.train_stage1(run, config)
+
+
+def test_an_interrupted_prior_goes_on_with_its_own_stage_1_alone(tmp_path, monkeypatch):
+    run = tmp_path / "r"
+    config = tiny_config(dataset=own_data(tmp_path), stage1_steps=1, stage2_steps=4)
+    ncvqvae.train_stage1(run, config)
+    interrupt(monkeypatch, lambda: prior.train_stage2(run, config))
+    change_codebook(run)
+    with pytest.raises(InputError, match="stage2.resume.pt: made on the tokens of another stage1"):
+        prior.train_stage2(run, config)
 
 
 def test_later_stages_of_other_settings_are_refused_before_stage_1_is_trained(tmp_path):
@@ -664,11 +694,7 @@ def test_another_dataset_or_config_is_refused_and_nothing_is_lost(tmp_path, monk
     assert run_all(stopped, dataclasses.replace(config, stages=1, dataset=own))["cas"] is None
     ncvqvae.train_stage1(stopped, config)
     assert evaluate.evaluate_run(stopped)["cas"] is not None
-    of_stage1 = data.load_checkpoint(run / "stage1.pt")
-    for name, weight in of_stage1["state"].items():
-        if "codebook" in name:
-            weight += 1e-6  # as another processor would end
-    torch.save(of_stage1, run / "stage1.pt")
+    change_codebook(run)
     with pytest.raises(InputError, match="stage2.pt: made on the tokens of another stage1.pt"):
         prior.load_stage2(run)
     with pytest.raises(InputError, match="stage2.pt: not there"):
@@ -775,7 +801,17 @@ def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys
     for bug in ("bug", "CUDA error: an illegal memory access was encountered"):  # stay visible
         with pytest.raises(RuntimeError, match=bug):
             data.run_command(lambda bug=bug: (_ for _ in ()).throw(RuntimeError(bug)))
-    for device in ("meta", "foo", "mps", "cuda:7"):
+    for error, mend in (
+        (MemoryError("Unable to allocate 9 GiB"), "free memory and try again"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "free memory and try again"),
+        (OSError(5, "Input/output error"), "see to that and try again"),
+        (OSError("no zip"), "mend or remove it"),
+        (ValueError("bad"), "mend or remove it"),
+    ):
+        with pytest.raises(InputError, match=f"^file: cannot be used .*; {mend}$"):
+            with data.errors_naming("file"):
+                raise error
+    for device in ("meta", "foo", "cuda:99"):
         monkeypatch.setenv("DEVICE", device)
         with pytest.raises(InputError, match=f"DEVICE={device}: cannot be used"):
             data.pick_device()

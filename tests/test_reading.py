@@ -174,6 +174,9 @@ def test_channels_and_other_encodings_are_refused(tmp_path):
     write_ucr(tmp_path, "Latin", train=[("é", LONG), ("è", LONG)], encoding="latin-1")
     with pytest.raises(InputError, match="row 1: .*not UTF-8"):
         data.load_dataset("Latin", tmp_path)
+    write_ucr(tmp_path, "Nul", train=[("a", LONG), ("a\0", LONG)])
+    with pytest.raises(InputError, match="row 2: .*not UTF-8"):
+        data.load_dataset("Nul", tmp_path)
 
 
 def ts_file(path, *header, rows=("1,2,3,4,5,6,7,8:a", "8,7,6,5,4,3,2,1:b")):
@@ -583,9 +586,13 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
         (("toy", "naive", "none", ""), "SEED : should be"),
         (("toy", "naive", "none", "1", "5"), "too many positions"),
         (("test", "--help"), "test takes --slow alone, not '--help'"),
+        (("toy", "--seed", "3"), "--seed: goes without a flag: DATASET METHOD"),
+        (("toy", "naive", "--dataset=FordA"), "--dataset=FordA: goes without a flag"),
+        (("a,b", "naive"), "'a,b': rename it: a comma stands"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
+    (tmp_path / "a,b").touch()
     done = shell(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
@@ -989,6 +996,9 @@ def test_run_sh_names_a_folder_by_what_it_is_and_needs_no_home(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine/out/mine/naive-none/seed1/metrics.json").exists()
+    env = {"OUT": str(tmp_path / "mine/out"), "CDPATH": str(tmp_path.parent)}
+    done = shell(f"{tmp_path.name}/mine", *words, cwd=tmp_path.parent, **env)
+    assert "mine/naive-none/seed1/metrics.json: finished before" in done.stderr
     done = shell("--dry-run", cwd=tmp_path, OUT="~", HOME=str(tmp_path))
     assert f"env OUT={tmp_path} " in done.stdout
 
