@@ -473,7 +473,7 @@ DEPARTURES = (
         "codebook, masked",
         "random, all",
         "later_settings",
-        r"(embedding|loss_on)=\S+ ?",
+        r"embedding=random loss_on=all ?",
     ),
     Departure(
         "Passes of train and test split in train mode, as the published program's (ledger 12)",
@@ -493,7 +493,7 @@ DEPARTURES = (
         "stage1_steps=800",
     ),
     Departure(
-        "Warm-up (ledger 37)", "no warm-up", "warm-up", "stage1_settings", r"stage1_warmup=\d+ ?"
+        "Warm-up (ledger 37)", "no warm-up", "warm-up", "stage1_settings", r"stage1_warmup=100 ?"
     ),
 )
 
@@ -520,6 +520,7 @@ def departure_cells(rows, departure):
     words_of = schedules()
     column = departure.column
     found = {}
+    rows = [row for row in rows if is_whole(row)]
     for row in rows:
         plain = row | {column: re.sub(departure.pattern, departure.instead, row[column]).strip()}
         words = schedule(plain, words_of)
@@ -683,8 +684,8 @@ def ablation(rows):
     for name, weights in SWEEPS.items():
         lines = []
         for (dataset, method, augmentation, others), runs_of in found.items():
-            swept = any(key == name and weight != THESIS_WEIGHTS[name] for key, weight in runs_of)
-            if not swept:
+            swept = {(name, weight) for weight in weights if weight != THESIS_WEIGHTS[name]}
+            if not swept & set(runs_of):
                 continue
             who = [dataset, f"{method}-{augmentation}", stage1_words(others)]
             for metric in ("recon", "knn", "svm"):

@@ -81,6 +81,7 @@ TEXT = (
 FROM_PROBES = (*PROBES, *THESIS_CAS, *OF_CLASSES)  # the columns that probe.json has
 COLUMNS = (*TEXT[:3], "seed", *METRICS, *FROM_PROBES, *TEXT[3:])
 IDENTITY = ("dataset", "method", "augmentation", "seed", *SETTINGS)
+SIZES = ("n_train", "n_test", "length", "n_classes")  # other ones are of other data
 
 
 # ---------------------------------------------------------------------------------------------
@@ -172,9 +173,10 @@ def identity(row):
 def export(folders, out):
     """Merge the finished runs below folders into out/runs.csv and keep their logs.
 
-    A run that is there already (same identity) is replaced; what probes.py found of the same
-    weights is kept where the run's folder has it no more. InputError where two of the folders have
-    one: which of them counts?
+    A run that is there already (same identity) is replaced, and so is one that had stopped after
+    stage 1, by the same that went on; what probes.py found of the same weights is kept where the
+    run's folder has it no more. InputError where two of the folders have one: which of them counts?
+    Or where the one that is there is of other data.
     """
     merged = {identity(row): row for row in read_rows(out / "runs.csv")}
     runs = find_runs(folders)
@@ -188,15 +190,24 @@ def export(folders, out):
             )
     for row in runs:
         former = merged.get(identity(row), {})
-        if what_was_scored(row) == what_was_scored(former):
-            for name in FROM_PROBES:
-                if row[name] is None:
-                    row[name] = former.get(name)
+        other_data = any(row[name] != former.get(name) for name in SIZES)
+        if former.get("complete_data") and other_data:
+            raise InputError(
+                f"{row['run_dir']}: {out / 'runs.csv'} has this run of other data; export it into "
+                "another folder"
+            )
+    for row in runs:
+        former = merged.get(identity(row), {})
+        kept = FROM_PROBES if what_was_scored(row) == what_was_scored(former) else ()
+        of_stage1 = identity(row | {"later_settings": "none"})
+        stopped = merged.get(of_stage1, {}) if row["later_settings"] != "none" else {}
+        if stopped and stopped["seconds_stage1"] == row["seconds_stage1"]:  # and went on
+            former, kept = merged.pop(of_stage1), PROBES
+            (out / "logs" / log_name(former)).unlink(missing_ok=True)
+        for name in kept:
+            if row[name] is None:
+                row[name] = former.get(name)
         merged[identity(row)] = row
-        if row["later_settings"] != "none":  # perhaps it had stopped after stage 1 and went on
-            stopped = merged.pop(identity(row | {"later_settings": "none"}), None)
-            if stopped:
-                (out / "logs" / log_name(stopped)).unlink(missing_ok=True)
         export_log(row["run_dir"], out / "logs" / log_name(row))
     ordered = sorted(merged.values(), key=lambda row: list(map(str, identity(row))))
     write_csv(out / "runs.csv", COLUMNS, ordered)

@@ -83,11 +83,11 @@ def test_tables_judge_by_the_published_noise(monkeypatch):
     assert tables.table_cell({}, "mean", "A", NAIVE, "recon") == "[0.500]"
 
 
-def fake_run(folder, seed, stages=2, recon=0.5, **fields):
+def fake_run(folder, seed, stages=2, recon=0.5, n_train=20, seconds=None, **fields):
     run = Path(folder) / f"Symbols/naive-none/seed{seed}"
     config = Config(dataset="/some/where/A.npz", seed=seed, cas_epochs=100, **fields)
     metrics = dict.fromkeys(evaluate.METRICS) | dict(
-        recon=recon, knn=1 / 3, svm=1.0, complete_data=True, n_train=20
+        recon=recon, knn=1 / 3, svm=1.0, complete_data=True, n_train=n_train, seconds_stage1=seconds
     )
     if stages == 2:
         metrics |= {"fid": 3.0, "is": 2.0, "cas": 0.9}
@@ -157,6 +157,9 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, ca
     assert len(list((out / "logs").iterdir())) == 3
     with pytest.raises(data.InputError, match="no metrics.json"):
         export(tmp_path / "nothing here")
+    fake_run(tmp_path / "other", 1, recon=0.3, n_train=21)
+    with pytest.raises(data.InputError, match="other.*: .*runs.csv has this run of other data"):
+        export(tmp_path / "other")
     fake_run(tmp_path / "twice", 1, recon=0.3)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(data.InputError, match="twice.* same settings and seed: export one"):
@@ -185,6 +188,24 @@ def test_export_keeps_what_probes_found_of_the_same_weights(tmp_path):
     metrics["seconds_stage2"] = 0.2  # trained anew
     data.write_json(run / "metrics.json", metrics | {"stages": 2, "config": config})
     assert exported()["cas_thesis"] is None
+
+
+def test_a_run_that_stopped_after_stage_1_is_replaced_by_the_same_that_went_on(tmp_path):
+    fake_run(tmp_path / "stage1", 1, stages=1, recon=0.5, seconds=60.0)
+    add_to_probes(tmp_path / "stage1/Symbols/naive-none/seed1", {"knn_train_mode": 0.25})
+
+    def exported(folder):
+        export([tmp_path / folder], tmp_path / "results")
+        rows = read_rows(tmp_path / "results/runs.csv")
+        assert len(list((tmp_path / "results/logs").iterdir())) == len(rows)
+        return {row["later_settings"]: (row["recon"], row["knn_train_mode"]) for row in rows}
+
+    assert exported("stage1") == {"none": (0.5, 0.25)}
+    fake_run(tmp_path / "another", 1, recon=0.4, seconds=70.0, embedding="random")
+    another = {"embedding=random cas_epochs=100": (0.4, None)}
+    assert exported("another") == {"none": (0.5, 0.25)} | another
+    fake_run(tmp_path / "went_on", 1, recon=0.5, seconds=60.0)
+    assert exported("went_on") == {"cas_epochs=100": (0.5, 0.25)} | another
 
 
 def row_of(model, seed=1, first="", later="none", dataset="Symbols", **values):
@@ -458,6 +479,62 @@ def test_noise_known_from_few_seeds_asks_for_more():
     assert noise(grid(rows[:3]), "Symbols", "fid") is None
 
 
+def test_noise_weighs_models_by_their_seeds_and_leaves_other_sets_out():
+    fids = {"naive-none": (3.0, 5.0, 7.0), "barlow-warp": (9.0, 10.0)}
+    rows = []
+    for model, values in fids.items():
+        for seed, fid in enumerate(values, 1):
+            rows.append(row_of(model, seed, BF16, fid=fid))
+            rows.append(row_of(model, seed, BF16, dataset="Wafer", fid=100 * fid))
+    std = math.sqrt((2 * 4.0 + 0.5) / 3)  # 3 degrees of freedom
+    found = noise(grid(rows), "Symbols", "fid")
+    assert noise_bound(found) == pytest.approx(3.1824 * math.sqrt(2) * std, rel=1e-4)
+
+
+def difference(ours, n=1, m=1, star="", theirs=None, their_star=""):
+    return compare.Difference(
+        dataset="Symbols",
+        model=("barlow", "warp"),
+        metric="fid",
+        n=n,
+        m=m,
+        ours=ours,
+        our_star=star,
+        noise_known=True,
+        published=theirs,
+        published_star=their_star,
+    )
+
+
+def test_a_mean_over_models_counts_their_seeds_together_and_naives_fewest():
+    models = [difference(1.0, n=2, m=4), difference(1.0, n=1, m=1), difference(None)]
+    bound = noise_bound(1.0, 3, 1)
+    assert compare.mean_difference(models, 0.999 / bound) == "+1.00* (2)"
+    assert compare.mean_difference(models, 1.001 / bound) == "+1.00 (2)"
+
+
+def test_differences_beyond_noise_are_counted_by_their_direction():
+    found = [
+        difference(1.0, star="*", theirs=1.0, their_star="*"),  # a loss, as published
+        difference(1.0, theirs=-1.0, their_star="*"),
+        difference(-1.0, star="*", theirs=-1.0, their_star="*"),
+        difference(-1.0, star="*", theirs=1.0, their_star="*"),
+        difference(-1.0, theirs=1.0),
+    ]
+    assert "for 2 of 5 models. The noise of 5 is known: 1 are higher beyond it, 2 lower." in (
+        compare.higher_fid(found)
+    )
+    fid = compare.METRICS.index("fid") + 1
+    counts = {line[0]: line[fid] for line in compare.starred_rows(found)}
+    assert counts == {
+        "rows": "5",
+        "gains": "2 [2]",
+        "losses": "1 [2]",
+        "gains in both": "1",
+        "worse than naive, star or not": "2",
+    }
+
+
 def test_runs_are_compared_by_the_classifier_that_they_share():
     """Another processor's classifier gives another FID; CAS has a classifier of each run."""
     fast = settings(Config(**data.PRESETS["fast"], precision="bf16"))
@@ -536,6 +613,7 @@ def test_ablation_sets_each_weight_beside_the_thesis_one_of_the_same_schedule():
             (2, f"{fast} zeta=0.2", 0.13, True),
             (1, f"{fast} zeta=0.05", 0.60, True),
             (1, f"{fast} zeta=0.15", 9.0, False),
+            (1, "stage1_steps=900 zeta=0.3", 9.0, True),
             (1, f"{fast} eta=0.5", 0.30, True),
             (1, f"{fast} zeta=0.2 eta=2.0", 9.0, True),
         )
@@ -566,6 +644,12 @@ def test_departures_stand_beside_runs_that_differ_in_nothing_else():
         row_of("naive-none", 1, first, "cas_epochs=99", recon=9.0),
         row_of("naive-none", 1, first, later, recon=0.3, fid=0.3),
         row_of("naive-none", 1, first, f"embedding=random loss_on=all {later}", recon=0.4, fid=0.4),
+        row_of("naive-none", 1, first, f"embedding=random {later}", recon=9.0),
+        row_of("naive-none", 1, first, f"loss_on=all {later}", recon=9.0),
+        row_of("vibcreg-warp", 1, first, recon=9.0),
+        row_of("vibcreg-warp", 1, f"bands=2 {first}", recon=9.0, complete_data=False),
+        row_of("vibcreg-slice", 1, first, recon=9.0),
+        row_of("vibcreg-slice", 1, f"{first} stage1_warmup=300", recon=9.0),
         row_of("barlow-jitter", 1, f"views=2 {first}", dataset="own", recon=0.6),
         row_of("barlow-jitter", 1, first, later, dataset="own", recon=0.8, fid=0.5),
         row_of("barlow-warp", 1, fast, of_fast, dataset="own", recon=0.8, fid=0.5),
@@ -689,6 +773,15 @@ def test_probing_in_train_mode_moves_a_copy_alone(monkeypatch):
     expected = ncvqvae.encode_split(copied, own.x_train[order], model.config.stage1_batch)
     torch.testing.assert_close(z_train, expected["averages"])
     assert torch.equal(y_train, own.y_train[order]) and y_test is own.y_test
+
+
+def test_runs_without_labels_are_left_out_of_every_probe(tmp_path, capsys):
+    fake_run(tmp_path, 1)
+    path = tmp_path / "Symbols/naive-none/seed1/metrics.json"
+    data.write_json(path, data.read_json(path) | {"knn": None, "svm": None, "cas": None})
+    for command in ("train_mode", "cas", "parts", "spectrum"):
+        getattr(probes, f"command_{command}")([tmp_path])
+        assert "| Symbols/" not in capsys.readouterr().out
 
 
 def test_spectrum_cuts_a_series_and_its_reconstruction_at_a_frequency():
@@ -864,6 +957,22 @@ def test_tables_of_other_folders_leave_the_readme_beside_them_alone(tmp_path, mo
     assert readme.read_text() == before and (tmp_path / "mine" / "TABLES.md").exists()
     tables.write_tables(tmp_path / "results")
     assert "my own" not in readme.read_text()
+
+
+def test_the_tables_of_results_are_those_of_its_runs(tmp_path, monkeypatch):
+    out = tmp_path / "results"
+    out.mkdir()
+    for path in (RESULTS / "runs.csv", RESULTS / "README.md"):
+        (out / path.name).write_bytes(path.read_bytes())
+    readme = RESULTS.parent / "README.md"
+    (tmp_path / "README.md").write_bytes(readme.read_bytes())
+    monkeypatch.setattr(tables, "RESULTS", out.resolve())
+    tables.write_tables(out)
+    made = [path for path in out.iterdir() if path.suffix == ".md"]
+    assert len(made) == 7
+    for path in made:
+        assert path.read_text() == (RESULTS / path.name).read_text(), path.name
+    assert (tmp_path / "README.md").read_text() == readme.read_text()
 
 
 def test_figures_without_runs_are_refused_in_a_line(tmp_path, monkeypatch):

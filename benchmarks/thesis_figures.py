@@ -353,7 +353,7 @@ def draw_all(results):
         drawn[f"knn_ssl_{method}"] = against(cells, ssl_of, "ssl", "knn", with_published=False)
     swept = {}
     for who, runs_at in ablation_cells(rows).items():
-        if len([name for name, _ in runs_at if name == "zeta"]) == len(SWEEPS["zeta"]):
+        if {("zeta", weight) for weight in SWEEPS["zeta"]} <= set(runs_at):
             swept[who] = runs_at
     drawn["zeta"] = zeta(swept)
     missing = [name for name, figure in drawn.items() if figure is None]
