@@ -3091,6 +3091,12 @@ def test_figures_of_samples_show_each_split_and_class_where_it_says(monkeypatch)
     }
 
 
+def test_pca_is_fitted_on_the_rows_it_is_given():
+    z = draw(30, 4).numpy()
+    assert evaluate.pca(z, z[:10])[:10].mean(0) == pytest.approx([0, 0], abs=1e-9)
+    assert abs(evaluate.pca(z)[:10].mean(0)).max() > 0.01
+
+
 def test_codes_start_at_the_scale_of_z():
     torch.manual_seed(0)
     q = ncvqvae.VectorQuantizer(64, 64)
