@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import csv
 import hashlib
+import importlib.metadata
 import inspect
 import io
 import itertools
@@ -1030,8 +1031,7 @@ def download_dataset(name, root):
                 files = find_splits(name, staging)
                 if None in files:
                     raise InputError(f"no {name}_TRAIN or _TEST")
-                for file in files:
-                    read_split(file)
+                load_dataset(name, staging)  # raises where it is no whole dataset
                 for file in set(folder.iterdir()) - set(files):
                     file.unlink()
                 if place.exists() and any(place.iterdir()):  # what else is there stays
@@ -1229,9 +1229,14 @@ def pick_device(precision="float32"):
     return device
 
 
+def likes_channels_last(tensor):
+    """Is that layout faster where a tensor is? On mps gradients would be wrong."""
+    return tensor.device.type != "mps"
+
+
 def use_fast_layout(model):
     """Lay a model's convolutions out channels last, which is faster for short rows."""
-    if next(model.parameters()).device.type != "mps":  # where gradients would be wrong
+    if likes_channels_last(next(model.parameters())):
         model.to(memory_format=torch.channels_last)
 
 
@@ -1741,6 +1746,8 @@ class Training:
             "processor": processor(self.device),
             "python": sys.version,
             "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scikit-learn": importlib.metadata.version("scikit-learn"),  # whose probes judge
             "commit": git_commit(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }

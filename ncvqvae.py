@@ -40,6 +40,7 @@ from data import (
     check_later_stages,
     hold,
     keep_config,
+    likes_channels_last,
     load_dataset,
     make_config,
     output_path,
@@ -465,6 +466,8 @@ class NCVQVAE(nn.Module):
         """[z] or [z_q] -> u^ (B, 2, H, W), x^ (B, L). The STFT is linear: one inverse for all."""
         u = 0.0
         for band, z in zip(self.bands, latents, strict=True):
+            if not likes_channels_last(z):
+                z = z.contiguous()  # z_q lies channels last, as codes are looked up
             with self._autocast(z):
                 part = band.decoder(z, band.frames)
             # The bins outside the band are set to zero: u_LF and u_HF of eq. 3.2 (§3.1.1).

@@ -109,6 +109,7 @@ if [[ ${positions[0]} == *[,$'\n']* && -e ${positions[0]} ]]; then
     refuse "'${positions[0]}': rename it: a comma stands between two datasets, a path has one line"
 fi
 IFS=, read -ra datasets <<<"${positions[0]}"
+datasets=("${datasets[@]/#-/./-}") # a file's name may begin with one
 methods=${positions[1]-vibcreg}
 augmentations=${positions[2]-slice}
 seeds=${positions[3]-1}

@@ -2359,6 +2359,29 @@ def test_bf16_stays_near_float32_and_keeps_its_statistics_in_float32(method, mon
     assert not torch.equal(rounded.features(x), exact.features(x))
 
 
+def test_where_channels_last_is_wrong_nothing_lies_so(monkeypatch):
+    """On mps its gradients are; z_q would lie so, as it is looked up."""
+    for module in (data, ncvqvae):
+        monkeypatch.setattr(module, "likes_channels_last", lambda tensor: False)
+    seen = []
+
+    def note(part, inputs, out):
+        for tensor in (*inputs, out):
+            tensor.register_hook(lambda gradient: seen.append(gradient.is_contiguous()))
+            seen.append(tensor.is_contiguous())
+
+    model, fcn = tiny_model(), evaluate.FCN(3)
+    for whole in (model, fcn):
+        data.use_fast_layout(whole)
+        for part in whole.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.register_forward_hook(note)
+    x = draw(8, 40, dtype=torch.float32)
+    model(x)[0].backward()
+    F.cross_entropy(fcn(x), torch.arange(8) % 3).backward()
+    assert len(seen) > 20 and all(seen)
+
+
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
 def test_the_precision_asked_for_is_that_of_every_product(tmp_path, precision):
     products, x = {}, draw(8, 40, dtype=torch.float32)
@@ -2572,6 +2595,7 @@ def test_a_tiny_run_end_to_end(tmp_path, capsys):
     }
     first = json.loads((run / "log.jsonl").read_text().splitlines()[0])
     assert first["argv"] and first["torch"] and first["device"] and len(first["sha256"]) == 64
+    assert first["scikit-learn"] and first["numpy"] == np.__version__
     assert first["processor"].endswith(", 1 threads")  # as shell() asks for
     assert not list(tmp_path.rglob("*.resume.pt")) and not list(tmp_path.rglob("*.tmp"))
     assert "| my own/vibcreg-warp+gauss/seed1 |" in done.stdout and "fid_recon" in done.stdout

@@ -23,7 +23,6 @@ from benchmarks.rows import (
     NO_WARMUP,
     NOISE,
     PRECISIONS,
-    RECON,
     is_gain,
     is_whole,
     judged,
@@ -50,6 +49,7 @@ from data import THESIS_SETS, Config
 
 METRICS = (
     "recon",
+    "recon_last_batch",
     "knn",
     "knn_train_mode",
     "svm",
@@ -63,9 +63,14 @@ METRICS = (
 )
 
 
+def in_words(metric):
+    """`recon, last batch` of recon_last_batch."""
+    return metric.replace("_train_mode", ", train mode").replace("_last_batch", ", last batch")
+
+
 def headline(cells):
     """headline.md of the grid's cells, a section a schedule."""
-    names = [metric.replace("_train_mode", ", train mode") for metric in METRICS]
+    names = [in_words(metric) for metric in METRICS]
     text = f"""# Naive against non-contrastive
 
 FID, IS and coverage hang on a classifier, another one of each set, schedule and processor: runs
@@ -219,13 +224,13 @@ def verdict(difference, starred, metric):
 def agreements(compared, named=False):
     """How many means lie within noise of the published ones; named: and which are worse."""
     lines = []
-    for metric in (*RECON, *METRICS[1:]):
+    for metric in METRICS:
         if metric in BY_CLASSIFIER:
             continue
         found = judged(compared, metric)
         if not any(found.values()):
             continue
-        line = [metric.replace("_train_mode", ", train mode").replace("_last", ", last")]
+        line = [in_words(metric)]
         for models in found.values():
             line.append(str(len(models)))
         if named:
@@ -243,7 +248,7 @@ def agreements(compared, named=False):
 def questions(cells):
     """{"rq1", ..., "rq4", "published": tables} of the grid's cells, one of each schedule."""
     asked = dict.fromkeys(("rq1", "rq2", "rq3", "rq4", "published"), "")
-    of_tokens = ("recon", "knn", "svm")
+    of_tokens = ("recon", "recon_last_batch", "knn", "svm")
     of_samples = ("fid", "is", "coverage", "cas", "cas_on_recon", "cas_thesis")
     for preset, heading in (
         ("fast", "By `fast`:"),
@@ -291,7 +296,7 @@ def by_set(compared, found, metrics):
             chosen = [d for d in found if (d.dataset, d.metric) == (dataset, metric)]
             line.append(mean_difference(chosen, std))
         lines.append(line)
-    return markdown(["set", "models", "seeds", *metrics], lines)
+    return markdown(["set", "models", "seeds", *map(in_words, metrics)], lines)
 
 
 def by_augmentation(compared, found, metrics):
@@ -307,7 +312,7 @@ def by_augmentation(compared, found, metrics):
                     chosen.append(d)
             line.append(mean_difference(chosen))
         lines.append(line)
-    return markdown(["augmentation", "sets", *metrics], lines)
+    return markdown(["augmentation", "sets", *map(in_words, metrics)], lines)
 
 
 def mean_difference(all_models, std=None):

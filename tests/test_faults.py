@@ -914,6 +914,20 @@ MIRROR_FAULTS = {  # what the zip's address answers: status, body, promised leng
         None,
         "no @data line",
     ),
+    "gaps": (
+        200,
+        zip_bytes(
+            "Mallat_TRAIN.ts", "Mallat_TEST.ts", content=ts_bytes() + b"\n1,2,3,4,5,6,7,8,NaN:1"
+        ),
+        None,
+        "holds NaN or inf",
+    ),
+    "short": (
+        200,
+        zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"@data\n1,2,3:1\n1,3,2:2"),
+        None,
+        "all need the same length, 8 or more",
+    ),
 }
 
 

@@ -589,6 +589,7 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
         (("toy", "--seed", "3"), "--seed: goes without a flag: DATASET METHOD"),
         (("toy", "naive", "--dataset=FordA"), "--dataset=FordA: goes without a flag"),
         (("a,b", "naive"), "'a,b': rename it: a comma stands"),
+        (("-x.npz", "naive"), "-x.npz: no such file"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
