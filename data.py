@@ -549,11 +549,15 @@ def check_shapes(name, x_train, x_test):
     """Refuse splits (n, L) of different, too few or too short series."""
     n, length = x_train.shape
     n_test, length_test = x_test.shape
-    if length != length_test or length < 8 or min(n, n_test) < 2:  # 8: a frame of the STFT
+    if length != length_test:
         raise InputError(
-            f"{name}: {n} train series of {length}, {n_test} test series of {length_test} values; "
-            "all need the same length, 8 or more, and each split 2 series"
+            f"{name}: train series of {length} values, test series of {length_test}; all need the "
+            "same length"
         )
+    if length < 8:
+        raise InputError(f"{name}: series of {length} values; a frame of the STFT needs 8")
+    if min(n, n_test) < 2:
+        raise InputError(f"{name}: {n} train and {n_test} test series; each split needs 2")
 
 
 def index_labels(name, files, words_train, words_test):

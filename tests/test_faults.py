@@ -926,7 +926,7 @@ MIRROR_FAULTS = {  # what the zip's address answers: status, body, promised leng
         200,
         zip_bytes("Mallat_TRAIN.ts", "Mallat_TEST.ts", content=b"@data\n1,2,3:1\n1,3,2:2"),
         None,
-        "all need the same length, 8 or more",
+        "series of 3 values; a frame of the STFT needs 8",
     ),
 }
 

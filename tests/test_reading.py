@@ -125,15 +125,15 @@ BAD_FILES = {
         [("1", LONG)] * 2,
         r"TRAIN.tsv has one class, 1; give two or more, or no labels",
     ),
-    "one series": (ROWS, ROWS[:1], r"3 train series of 9, 1 test series"),
+    "one series": (ROWS, ROWS[:1], r"3 train and 1 test series; each split needs 2"),
     "short": (
         *[[("1", LONG[:7]), ("2", LONG[:7])]] * 2,
-        r"2 test series of 7 values; all need the same length, 8 or more, and each split 2 series",
+        r"series of 7 values; a frame of the STFT needs 8",
     ),
     "another length": (
         ROWS,
         [("1", LONG[:8]), ("2", LONG[:8])],
-        r"3 train series of 9, 2 test series of 8 values; all need the same length",
+        r"train series of 9 values, test series of 8; all need the same length",
     ),
     "constant": (
         [("1", [0.1] * 9), ("2", [0.1] * 9)],
@@ -153,7 +153,7 @@ BAD_FILES = {
     "split lengths": (
         ROWS,
         [("1", LONG + [9]), ("2", LONG + [9])],
-        r"train series of 9, 2 test series of 10",
+        r"train series of 9 values, test series of 10",
     ),
 }
 
