@@ -1551,9 +1551,14 @@ GO_ON = (
 )
 
 
+def resume_file(folder, stage):
+    """Where the last saved step of a training that is not finished stands."""
+    return Path(folder) / f"{stage}.resume.pt"
+
+
 def remove_resume_file(folder, stage):
     """Remove a finished training's resume file, and what a kill has left half written."""
-    for left in (*Path(folder).glob(f"{stage}.*.tmp"), Path(folder) / f"{stage}.resume.pt"):
+    for left in (*Path(folder).glob(f"{stage}.*.tmp"), resume_file(folder, stage)):
         left.unlink(missing_ok=True)
 
 
@@ -1604,7 +1609,7 @@ class Training:
         self.last_line = "nothing"
         self.started = time.time()
         self.saved = time.time()
-        self.resume_path = self.folder / f"{stage}.resume.pt"
+        self.resume_path = resume_file(folder, stage)
         if self.resume_path.exists():
             self._resume()
         self._start_log()

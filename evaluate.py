@@ -54,6 +54,7 @@ from data import (
     read_json,
     read_log,
     ready,
+    resume_file,
     run_command,
     say,
     steps_per_epoch,
@@ -195,7 +196,7 @@ def train_fcn(x, y, n_classes, config, folder, name):
     )
     digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
     identity = config.settings_of("fcn") | {"sha256": digest}
-    resume = Path(folder) / f"{name}.resume.pt"
+    resume = resume_file(folder, name)
     if resume.exists() and load_checkpoint(resume).get("identity") != identity:
         resume.unlink()  # other settings, or series; samples differ by a bit where threads do
     training = Training(

@@ -41,6 +41,7 @@ from data import (
     read_config,
     ready,
     remove_resume_file,
+    resume_file,
     run_command,
     say,
     warn,
@@ -252,7 +253,7 @@ def train_stage2(run_dir, config=None, dataset=None):
     codebook = stage1.codebook()  # (K, D)
     prior = Prior(config, codebook, stage1.sizes, len(dataset.classes)).to(device)
     optimizers = make_optimizers(prior, config)
-    resume = run_dir / "stage2.resume.pt"
+    resume = resume_file(run_dir, "stage2")
     if resume.exists():
         check_codebook(resume, load_checkpoint(resume), codebook)
     training = Training(

@@ -689,8 +689,8 @@ def ablation(rows):
     found = ablation_cells(rows)
     for name, weights in SWEEPS.items():
         lines = []
+        swept = {(name, weight) for weight in weights if weight != THESIS_WEIGHTS[name]}
         for (dataset, method, augmentation, others), runs_of in found.items():
-            swept = {(name, weight) for weight in weights if weight != THESIS_WEIGHTS[name]}
             if not swept & set(runs_of):
                 continue
             who = [dataset, f"{method}-{augmentation}", stage1_words(others)]

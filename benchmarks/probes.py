@@ -64,9 +64,7 @@ def command_train_mode(folders):
     shown = ("knn", "svm", *PROBES)
     print(markdown(["run", "schedule", *shown], []), end="")
     words_of = schedules_and_bands()
-    for row in find_runs(folders):
-        if row["knn"] is None:  # no labels
-            continue
+    for row in find_runs(folders, having="knn"):
         run_dir = row["run_dir"]
         config = read_config(run_dir)
         dataset = load_dataset(config.dataset)
@@ -105,9 +103,7 @@ def command_cas(folders):
     """CAS of finished runs by the thesis' schedule into probe.json, printed beside their own."""
     print(markdown(["run", "schedule", "cas", "cas_real", "cas_thesis", "minutes"], []), end="")
     words_of = schedules_and_bands()
-    for row in find_runs(folders):
-        if row["cas"] is None:  # no samples of classes
-            continue
+    for row in find_runs(folders, having="cas"):
         if row["cas_thesis"] is None:  # nor was its own CAS by that schedule
             row |= thesis_cas(row["run_dir"])
         cells = name_cells(row, words_of)
@@ -190,9 +186,7 @@ classes: half the sum of their distances from the test split's, train / samples)
     ]
     print(markdown(columns, []), end="")
     words_of = schedules_and_bands()
-    for row in find_runs(folders):
-        if row["cas"] is None:  # no samples of classes
-            continue
+    for row in find_runs(folders, having="cas"):
         (real, reconstructed, conditional), shares, of_classes = parts(row["run_dir"])
         add_to_probes(row["run_dir"], of_classes)
         cells = name_cells(row, words_of)
@@ -255,9 +249,7 @@ the opposite is the reconstruction whole.
     columns = ["run", "preset", "k", "power", "error", "FID, own class: reconstructed below k"]
     print(markdown([*columns, "reconstructed from k on"], []), end="")
     words_of = schedules_and_bands()
-    for row in find_runs(run_dirs):
-        if row["knn"] is None:  # no labels
-            continue
+    for row in find_runs(run_dirs, having="knn"):
         dataset, model, fcn = load_judged(row["run_dir"])
         x = dataset.x_test
         real, _ = classify(fcn, x)

@@ -101,15 +101,19 @@ def settings(config):
     return " ".join(first), " ".join(later)
 
 
-def find_runs(folders):
-    """A row per finished run below the folders, with its run_dir. InputError where none is."""
+def find_runs(folders, having=None):
+    """A row per finished run below the folders, with its run_dir. InputError where none is.
+
+    having: leave runs without this metric out; cas or knn: those without labels.
+    """
     paths = set()
     for folder in folders:
         paths.update(Path(folder).rglob("metrics.json"))
     if not paths:
         where = ", ".join(map(str, folders))
         raise InputError(f"{where}: no metrics.json of a finished run below")
-    return [read_run(path.parent) for path in sorted(paths)]
+    rows = [read_run(path.parent) for path in sorted(paths)]
+    return [row for row in rows if having is None or row[having] is not None]
 
 
 def read_run(run_dir):
@@ -188,7 +192,6 @@ def export(folders, out):
                 f"{same['run_dir']} and {row['run_dir']} are runs of the same settings and seed: "
                 "export one of them"
             )
-    for row in runs:
         former = merged.get(identity(row), {})
         other_data = any(row[name] != former.get(name) for name in SIZES)
         if former.get("complete_data") and other_data:

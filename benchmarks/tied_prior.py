@@ -53,9 +53,7 @@ def main():
     print("# One stage 1, two priors\n")
     print(markdown(["run", "schedule", "output", *SHOWN], []), end="")
     words_of = schedules_and_bands()
-    for row in find_runs(args.runs):
-        if row["cas"] is None:  # no samples of classes
-            continue
+    for row in find_runs(args.runs, having="cas"):
         for output, metrics in (("separate", row), ("tied", tie(args.out, row["run_dir"]))):
             scores = [f"{metrics[name]:.3f}" for name in SHOWN]
             print(markdown_row([*name_cells(row, words_of), output, *scores]), flush=True)

@@ -811,7 +811,8 @@ def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys
         with pytest.raises(InputError, match=f"^file: cannot be used .*; {mend}$"):
             with data.errors_naming("file"):
                 raise error
-    for device in ("meta", "foo", "cuda:99"):
+    of_a_mac = [] if torch.backends.mps.is_available() else ["mps"]
+    for device in ("meta", "foo", "cuda:99", *of_a_mac):
         monkeypatch.setenv("DEVICE", device)
         with pytest.raises(InputError, match=f"DEVICE={device}: cannot be used"):
             data.pick_device()
