@@ -1770,16 +1770,18 @@ def main():
     parser = Parser(prog="run.sh", allow_abbrev=False)
     for position in ("methods", "augmentations", "seeds"):
         parser.add_argument(position, type=lambda text: text.split(","))
-    parser.add_argument("--datasets", nargs="*", default=[])
+    parser.add_argument("--datasets", nargs="+", default=["toy"])
+    parser.add_argument("--dry-run", action="store_true")  # look no dataset up
     add_flags(parser, "views")
     args = parser.parse_args()
-    grid = itertools.product(args.methods, args.augmentations, args.seeds)
-    for method, augmentation, seed in grid:
+    grid = itertools.product(args.datasets, args.methods, args.augmentations, args.seeds)
+    for dataset, method, augmentation, seed in grid:
         if not re.fullmatch("[0-9]+", seed):
             raise InputError(f"SEED {seed}: should be a whole number")
         if method == "naive":
             augmentation = "none"
-        make_config(args, method=method, augmentation=augmentation, seed=int(seed))
+        fixed = {"method": method, "augmentation": augmentation, "seed": int(seed)}
+        make_config(args, dataset=dataset, **fixed)  # the preset depends on the dataset
     folders = {}  # {folder below OUT: dataset}
     for dataset in args.datasets:
         name = resolve_dataset(dataset)
@@ -1789,9 +1791,11 @@ def main():
                 f"{folders[folder]} and {name} would share the folder {folder}; run one of them "
                 "with another OUT"
             )
+        if name == "toy" or args.dry_run:
+            continue
         if name.endswith(".npz"):
             require_file(name, "no such file")
-        elif name != "toy":
+        else:
             find_files(name)  # a UCR set is downloaded if need be
 
 

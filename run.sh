@@ -116,12 +116,12 @@ seeds=${positions[3]-1}
 
 # Every value is checked before anything runs, every dataset looked up (not for --dry-run: another
 # machine may have it).
-looked_up=()
-if [ $dry = 0 ]; then
-    looked_up=("${datasets[@]}")
+only=()
+if [ $dry = 1 ]; then
+    only=(--dry-run)
 fi
 "$python" "$here/data.py" "$methods" "$augmentations" "$seeds" ${flags[@]+"${flags[@]}"} \
-    --datasets ${looked_up[@]+"${looked_up[@]}"} || exit 2
+    ${only[@]+"${only[@]}"} --datasets "${datasets[@]}" || exit 2
 
 run_one() { # dataset, method, augmentation, seed: all three stages of a run
     local name run settings variable

@@ -616,6 +616,14 @@ def test_every_value_of_the_grid_is_checked(arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_grid_is_checked_with_the_preset_that_its_dataset_has():
+    """A prior of the thesis has 256 hidden units, toy's 128: 256 heads divide the former alone."""
+    words = ("naive", "none", "1", "--prior-heads", "256", "--dry-run", "--datasets")
+    command(data, *words, "FordA")
+    with pytest.raises(InputError, match="--prior-heads 256"):
+        command(data, *words, "FordA", "toy")
+
+
 def test_a_grid_that_asks_for_help_gets_it_and_runs_nothing(tmp_path):
     for words in (["toy", "naive", "-h"], ["toy", "naive", "none", "1", "--zeta", "1", "-h"]):
         done = shell(*words, cwd=tmp_path)
