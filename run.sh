@@ -85,13 +85,13 @@ while [ $# -gt 0 ] && [[ $1 != --* && $1 != -h ]]; do
     positions+=("$1")
     shift
 done
-dry=0
+dry=
 flags=()
 for flag in "$@"; do
     if [ "$flag" = --help ] || [ "$flag" = -h ]; then
         exec "$python" "$here/ncvqvae.py" --help
     elif [ "$flag" = --dry-run ]; then
-        dry=1
+        dry=$flag
     elif [[ $flag =~ ^--(dataset|method|augmentation|seed)(=|$) ]]; then
         refuse "$flag: goes without a flag: DATASET METHOD AUGMENTATION SEED, in this order"
     else
@@ -116,12 +116,8 @@ seeds=${positions[3]-1}
 
 # Every value is checked before anything runs, every dataset looked up (not for --dry-run: another
 # machine may have it).
-only=()
-if [ $dry = 1 ]; then
-    only=(--dry-run)
-fi
 "$python" "$here/data.py" "$methods" "$augmentations" "$seeds" ${flags[@]+"${flags[@]}"} \
-    ${only[@]+"${only[@]}"} --datasets "${datasets[@]}" || exit 2
+    $dry --datasets "${datasets[@]}" || exit 2
 
 run_one() { # dataset, method, augmentation, seed: all three stages of a run
     local name run settings variable
@@ -131,7 +127,7 @@ run_one() { # dataset, method, augmentation, seed: all three stages of a run
     fi
     run=$out/$name/$2-$3/seed$((10#$4))
     settings=("--dataset=$1" "--method=$2" "--augmentation=$3" "--seed=$4")
-    if [ $dry = 1 ]; then
+    if [ -n "$dry" ]; then
         printf '%q ' env "OUT=$out"
         for variable in UCR_DIR DEVICE PYTHON; do
             [ -z "${!variable:-}" ] || printf '%q ' "$variable=${!variable}"
