@@ -35,6 +35,7 @@ from benchmarks.rows import (
     of_preset,
     pooled_std,
     published,
+    same_floor,
     sample_schedules,
     schedule,
     schedules,
@@ -416,7 +417,8 @@ def changes(cells, dataset, ours, theirs):
             texts.append(f"{before / after:.2f} times as fast")
         else:
             std = noise(cells, dataset, metric)
-            if metric in BY_CLASSIFIER and ours["fid_floor"] != theirs["fid_floor"]:
+            floors = ours["fid_floor"][0], theirs["fid_floor"][0]
+            if metric in BY_CLASSIFIER and not same_floor(*floors):
                 std = None  # two classifiers
             texts.append(f"{after - before:+.3f}{star(after - before, n, m, std)}")
     return texts

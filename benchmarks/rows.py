@@ -567,15 +567,26 @@ def of_one_classifier(runs, others, metric):
     """
     if metric not in BY_SHARED_FCN:
         return runs, others
-    floors = []
-    for each in (runs, others):
-        floors.append({row["fid_floor"] for row in each.values() if row[metric] is not None})
-    shared = floors[0] & floors[1]
     chosen = []
-    for each in (runs, others):
-        alike = {seed: row for seed, row in each.items() if row["fid_floor"] in shared}
-        chosen.append(alike if shared else each)
+    for each, rest in ((runs, others), (others, runs)):
+        floors = [row["fid_floor"] for row in rest.values() if row[metric] is not None]
+        alike = {}
+        for seed, row in each.items():
+            if row[metric] is not None and any(same_floor(row["fid_floor"], f) for f in floors):
+                alike[seed] = row
+        chosen.append(alike or each)
     return chosen
+
+
+def same_floor(one, other):
+    """Are two fid_floor of one classifier? None, of runs without samples, is like None alone.
+
+    From one machine to the next that of one classifier differs in the seventh digit; those of two
+    classifiers differ by five ten-thousandths and more.
+    """
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=1e-5)
 
 
 def noise_bound(std, n=1, m=1):
