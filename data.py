@@ -216,7 +216,7 @@ class Config:
     fcn_steps: int = number(0, 0, 10**9)  # 0: epochs decide
     cas_epochs: int = number(1000, 1)  # classifier on generated series (ledger 16)
     cas_steps: int = number(0, 0, 10**9)  # 0: epochs decide
-    steps_per_class: int = number(0, 0)  # classifiers' steps, if given: this many a class or more
+    steps_per_class: int = number(0, 0)  # where steps are given: at least so many for each class
     fcn_batch: int = number(256, 2)  # of both classifiers
     fcn_lr: float = number(1e-3, 1e-12, 1e3)  # of both classifiers; AdamW, cosine to 0
     fcn_weight_decay: float = number(1e-5, 0, 10)  # of both classifiers
@@ -368,7 +368,8 @@ def make_config(args, start=None, **fixed):
     values = dict(start or {})
     if args.preset or not start:
         toy = given.get("dataset", Config.dataset) == "toy"
-        preset = {name: getattr(Config, name) for name in itertools.chain(*PRESETS.values())}
+        of_any_preset = itertools.chain(*PRESETS.values())  # names of fields
+        preset = {name: getattr(Config, name) for name in of_any_preset}  # their defaults
         preset |= PRESETS[args.preset or ("toy" if toy else "thesis")]
         trained = Config(**start).settings_of("stage2") if start else {}
         values |= {name: value for name, value in preset.items() if name not in trained}
@@ -1072,7 +1073,7 @@ def _normal(x, shape, generator):
 
 
 def amplitude_resize(x, generator=None, std=0.2):
-    """Multiply each series by 1 + N(0, std^2): peaks differ in height. §5.1.1."""
+    """Multiply each series by 1 + N(0, std^2): peaks differ in height. §5.1.1 (ledger 38)."""
     return x * (1 + std * _normal(x, (len(x), 1), generator))
 
 
@@ -1117,7 +1118,7 @@ def slice_and_shuffle(x, generator=None, pieces=4):
 
 
 def gaussian_noise(x, generator=None, std=0.05):
-    """Add N(0, std^2): high frequencies, which VQ-VAEs reconstruct worst. §5.1.1."""
+    """Add N(0, std^2): high frequencies, which VQ-VAEs reconstruct worst. §5.1.1 (ledger 38)."""
     return x + std * _normal(x, x.shape, generator)
 
 
@@ -1234,7 +1235,7 @@ def pick_device(precision="float32"):
 
 
 def likes_channels_last(tensor):
-    """Is that layout faster where a tensor is? On mps gradients would be wrong."""
+    """False on mps, where gradients through tensors of that layout are wrong; else it is faster."""
     return tensor.device.type != "mps"
 
 
@@ -1652,7 +1653,10 @@ class Training:
         return self.step in (self.total_steps // 2, self.total_steps)
 
     def just_ended(self, epochs):
-        """Was the step just taken the last one, or the end of every `epochs`-th epoch? 0: never."""
+        """Was the step just taken the last one, or the end of every `epochs`-th epoch?
+
+        True before the first step too. epochs 0: never.
+        """
         if epochs == 0:
             return False
         return self.step == self.total_steps or self.step % (epochs * self.steps_per_epoch) == 0
@@ -1695,7 +1699,7 @@ class Training:
     def _write(self, path, weights, **content):
         """Write content, extra, identity, step and seconds.
 
-        weights: a part of content; InputError where they are not finite.
+        weights: the part of content that is checked; InputError where they are not finite.
         """
         if not finite(weights):
             raise InputError(
@@ -1714,7 +1718,7 @@ class Training:
             weights,
             model=weights,
             generator=self.generator.get_state(),
-            dropout=torch.get_rng_state(),  # a CPU's
+            dropout=torch.get_rng_state(),  # the global generator, of which dropout on a CPU draws
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             order=self.row_order,
             device=self.device.type,

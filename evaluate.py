@@ -198,7 +198,9 @@ def train_fcn(x, y, n_classes, config, folder, name):
     identity = config.settings_of("fcn") | {"sha256": digest}
     resume = resume_file(folder, name)
     if resume.exists() and load_checkpoint(resume).get("identity") != identity:
-        resume.unlink()  # other settings, or series; samples differ by a bit where threads do
+        # Of other settings or series: begin anew instead of refusing, as generated series may
+        # differ in the last bit where only the number of threads does.
+        resume.unlink()
     training = Training(
         folder,
         name,
@@ -233,7 +235,10 @@ def train_fcn(x, y, n_classes, config, folder, name):
 
 
 def classifier_steps(steps, epochs, config, n, n_classes):
-    """Steps that train a classifier on n series: at least steps_per_class a class; 0: by epochs."""
+    """Steps to train a classifier on n series: `steps`, but at least steps_per_class a class.
+
+    Where `steps` is 0 epochs decide alone.
+    """
     if steps == 0:
         return epochs * steps_per_epoch(n, config.fcn_batch)
     return max(steps, config.steps_per_class * n_classes)
@@ -243,7 +248,8 @@ def fcn_config(config, dataset):
     """The config of the classifier behind FID and IS."""
     n, n_classes = len(dataset.x_train), len(dataset.classes)
     steps = classifier_steps(config.fcn_steps, config.fcn_epochs, config, n, n_classes)
-    # fcn_epochs has done its work; with its default, equal trainings share one file.
+    # The steps say it all. dataset_fcn names files by all these settings: with fcn_epochs at its
+    # default, two ways to ask for the same steps share one file.
     return replace(config, seed=0, fcn_steps=steps, fcn_epochs=Config.fcn_epochs)
 
 
@@ -383,7 +389,8 @@ def distances(a, b):
 def classification_accuracy_score(x, y, dataset, config, folder):
     """CAS: accuracy on the real test split of an FCN trained on generated x (n, L), y (n,).
 
-    None, with a warning, where y lacks a class of the data.
+    For use by itself; a run calls cas_scores, which tells one thing more. None, with a warning,
+    where y lacks a class of the data.
 
     It sees whether generated series have what tells the classes apart. It depends on the length of
     the training: a longer one also learns features of generated series that real ones lack, and
@@ -441,7 +448,7 @@ def memorising(generated, dataset, x_hat=None):
     if x_hat is not None:
         scores["nn_ratio_recon"] = nearest_neighbour_ratio(x_hat, x_train, x_test)
     ratio = scores["nn_ratio"]
-    if ratio is None:  # both are, as they share d(test)
+    if ratio is None:  # so is the other: both are shares of d(test), which is 0
         return scores
     if x_hat is None:
         least = 0.5  # far below what smoothing alone does: 0.91 or more in results/fast.md
@@ -496,6 +503,7 @@ def score_samples(generated, conditional, labels, dataset, config, folder, x_hat
     # What n real series reach: of the train split for FID and coverage, of the test split for IS.
     # Where a split has fewer, series are repeated, and fid_floor is a little too high.
     features_train, _ = classify(fcn, dataset.x_train[as_many(len(dataset.x_train), n)])  # (n, P)
+    # IS hangs on the order of rows, as it splits them: the whole test split keeps its own.
     p_as_many = p_test if n == len(p_test) else p_test[as_many(len(p_test), n)]
     fcn_accuracy = accuracy(p_test, dataset.y_test)
     scores["fid"] = frechet_distance(features_generated, features_test)
@@ -575,7 +583,7 @@ def evaluate_run(run_dir, config=None):
         "stages": config.stages,
         "config": config.settings_of("metrics") | {"sha256": dataset.sha256},
     }
-    for name in FIGURES:  # of other metrics; what is there afterwards is of these
+    for name in FIGURES:  # old ones go first, so that a figure that is there is of these metrics
         (run_dir / "figures" / f"{name}.png").unlink(missing_ok=True)
     write_json(run_dir / "metrics.json", metrics)  # before anything is drawn
     draw_figures(run_dir, dataset, stage1, encoded_test, samples)
@@ -583,9 +591,10 @@ def evaluate_run(run_dir, config=None):
 
 
 def is_of_these_weights(metrics, run_dir, stage1_checkpoint):
-    """Were a run's metrics measured on the weights that it has? A training anew took other seconds.
+    """Were a run's metrics measured on the checkpoints that it has now?
 
-    Weights of stage 2 that are gone count as those.
+    The seconds of their trainings tell: another training never takes exactly as many. A stage2.pt
+    that is gone counts as unchanged.
     """
     seconds = {"seconds_stage1": stage1_checkpoint["seconds"]}
     path = run_dir / "stage2.pt"
@@ -607,7 +616,7 @@ def score_tokens(stage1, dataset, encoded_train, encoded_test):
         "recon": time_error + frequency_error,
         "recon_time": time_error,
         "recon_timefreq": frequency_error,  # recon_freq of the log, the thesis' time-frequency
-        # As the published recon: of the last mini-batch alone (ledger 13), but in eval mode.
+        # As the published recon: of the last mini-batch alone (ledger 13).
         "recon_last_batch": errors.sum(1).split(128)[-1].mean().item(),
         "codes_used": codes_used,
         "perplexity": perplexity,

@@ -13,9 +13,9 @@ as moving averages. So they should come to be ordered by what survives the augme
 
 Letters: B batch, L length, H = n_fft/2 + 1 frequency bins (5), W frames of u (4 L/n_fft + 1,
 rounded down), W' frames of z (W halved some times), D channels and code dimension (64), K codes of
-a band (32), N tokens of all bands (H W' each), P projector dimension (4096); (n, ...) are shapes of
-a whole split of n series. TwoPatterns, L 128: u (B, 2, 5, 65), halved three times, z (B, 64, 5, 8),
-N 40. What the model calls latents are lists, a z for each band.
+a band (32), N tokens of all bands (H W' each), P projector dimension (4096), n halvings of W; as a
+shape, (n, ...), the series of a whole split. TwoPatterns, L 128: u (B, 2, 5, 65), halved three
+times, z (B, 64, 5, 8), N 40. What the model calls latents are lists, a z for each band.
 
 "Ledger 4" is row 4 of the ledger in README.md, which says where the thesis' text, the authors'
 program and this code differ.
@@ -185,10 +185,11 @@ class VectorQuantizer(nn.Module):
     """Nearest code, straight-through gradient, codes that follow their vectors' moving average.
 
     z (B, D, H, W') -> z_q like z in float32, indices int64 (B, H, W'), commitment loss (mean,
-    the second term of eq. 4.1). In training the codebook moves after it was used: a code is the
-    moving average of the z that chose it. This replaces the gradient of the first term,
-    |sg[z] - z_q|^2. A code that no z chooses any more stays while m_k and N_k shrink alike, until
-    N_k nears eps: 109 steps from a count of 1, about 160 from a usual one. Then it drifts to 0.
+    the second term of eq. 4.1, without beta). In training the codebook moves after it was used:
+    code k becomes m_k / N_k, the moving average of the z that chose it (sums, m_k) over that of how
+    many did (counts, N_k). This replaces the gradient of the first term, |sg[z] - z_q|^2. A code
+    that no z chooses any more stays while m_k and N_k shrink alike, until N_k nears eps: 109 steps
+    from a count of 1, about 160 from a usual one. Then it drifts to 0.
     """
 
     def __init__(self, n_codes=32, dim=64, decay=0.9, initial_count=1.0, eps=1e-5):
@@ -201,7 +202,8 @@ class VectorQuantizer(nn.Module):
         # first batch does not use has N_k = 0: it becomes m_k / eps, 1e5 times too large, and is
         # out of reach until m_k has shrunk by that: log(1e-5) / log(0.9) = 109 steps.
         self.register_buffer("counts", torch.full((n_codes,), float(initial_count)))  # (K) N_k
-        sums = codebook * (initial_count or 1.0)  # as theirs: from count 0 the codes themselves
+        # Of a count of 0 the authors' program has the codes themselves as sums, not 0 times them.
+        sums = codebook * (initial_count or 1.0)
         self.register_buffer("sums", sums)  # (K, D) m_k
 
     def distances(self, z):
@@ -335,9 +337,10 @@ class Projector(nn.Module):
 
     Views (B, in_dim) -> list of (B, dim). §4.1.1, §5.1.1. Each Linear multiplies all views at once,
     as loading its weights takes longer than multiplying by them; BatchNorm sees each view by
-    itself. IterNorm whitens within groups of 64 features, and only nearly, so that eq. 3.14 still
-    has something to do; the learned scale leaves something to eq. 3.10. The shift is the authors':
-    no term of the loss sees it.
+    itself. IterNorm whitens within groups of 64 features, and only nearly, so that the covariance
+    term (eq. 3.14) still has something to do. Whitened features have a std of 1, which would leave
+    nothing to the variance term (eq. 3.10), were it not for the learned scale. The shift is the
+    authors': no term of the loss sees it.
     """
 
     def __init__(self, in_dim=128, dim=4096, whiten=False):
@@ -467,11 +470,11 @@ class NCVQVAE(nn.Module):
         u = 0.0
         for band, z in zip(self.bands, latents, strict=True):
             if not likes_channels_last(z):
-                z = z.contiguous()  # z_q lies channels last, as codes are looked up
+                z = z.contiguous()  # z_q lies channels last, as lookup permutes it
             with self._autocast(z):
                 part = band.decoder(z, band.frames)
             # The bins outside the band are set to zero: u_LF and u_HF of eq. 3.2 (§3.1.1).
-            # float() first, so that the gradients of u^ and of x^ are added in float32.
+            # From here on all is float32: u^, the inverse STFT and the sum of their gradients.
             u = u + band.mask * part.float()
         return u, istft(u, self.config.n_fft, self.length)
 
@@ -502,9 +505,9 @@ class NCVQVAE(nn.Module):
         quantized, tokens, commitment = self.quantize(latents)
         u_hat, x_hat = self.decode(quantized)  # the gradient goes straight through
         terms = {  # the squared norms of eq. 4.1, 4.2 and 4.4 are means over all elements
-            "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2; of the sum of two bands (ledger 33)
+            "recon_time": F.mse_loss(x_hat, x),  # eq. 4.2; two bands: of their sum (ledger 33)
             "recon_freq": F.mse_loss(u_hat, u),
-            "commitment": self.config.beta * commitment,  # the second term of eq. 4.1
+            "commitment": self.config.beta * commitment,  # the second term of eq. 4.1, with beta
         }
         if x_aug is not None:
             # A pass of its own, so that BatchNorm normalises x' by x' alone.
@@ -594,9 +597,10 @@ def encode_split(model, x, batch=256):
 
 @torch.no_grad()
 def leak(model, x, batch):
-    """Encode x (n, L) in train mode: its batches move the encoder's BatchNorm and the codebook.
+    """Pass x (n, L) through a model in train mode: batches move its BatchNorm and codebook.
 
-    So the published program probed train and test split while it trained (ledger 12).
+    So the published program probed train and test split while it trained, and what the test split
+    moves leaks into the model (ledger 12).
     """
     for part in x.split(batch):
         _, latents = model.encode(part)
@@ -617,7 +621,9 @@ def train_stage1(run_dir, config, dataset=None):
         raise InputError(f"--n-fft {config.n_fft}: {dataset.name} is shorter")
     if path.exists():
         model, _ = load_stage1(run_dir, config, dataset)
-    check_later_stages(run_dir, config, dataset)  # before hours, or anything is written
+    # A later stage of other settings is refused now: before hours of training, and before
+    # keep_config writes.
+    check_later_stages(run_dir, config, dataset)
     if path.exists():
         keep_config(run_dir, config)  # settings of later stages may be new
         remove_resume_file(run_dir, "stage1")
@@ -650,7 +656,7 @@ def train_stage1(run_dir, config, dataset=None):
 
     model.train()  # BatchNorm of the batch, a codebook that moves
     for rows in training:  # (B,) indices of a batch's series
-        if training.just_ended(config.leak_epochs):  # and before the first step
+        if training.just_ended(config.leak_epochs):  # at step 0 too; not behind the last step
             leak(model, x_train, config.stage1_batch)
             leak(model, x_test, config.stage1_batch)
         x, x_aug = x_train[rows], None  # (B, L)

@@ -144,8 +144,9 @@ class Prior(nn.Module):
 def mask_tokens(tokens, generator=None):
     """A random mask per series: r ~ U(0, 1], ceil(cos(pi r / 2) N) places -> bool (B, N). §3.2.1.
 
-    At least one, about 2/pi of them in the mean (ledger 8). Decoding starts with many masked and
-    ends with few, so training has to see every share.
+    Of tokens (B, N) only shape and device count. At least one is masked, about 2/pi of them in the
+    mean (ledger 8). Decoding starts with many masked and ends with few, so training has to see
+    every share.
     """
     B, N = tokens.shape
     r = 1 - torch.rand(B, 1, generator=generator, device=tokens.device)  # (0, 1]
@@ -254,7 +255,7 @@ def train_stage2(run_dir, config=None, dataset=None):
     prior = Prior(config, codebook, stage1.sizes, len(dataset.classes)).to(device)
     optimizers = make_optimizers(prior, config)
     resume = resume_file(run_dir, "stage2")
-    if resume.exists():
+    if resume.exists():  # Training compares settings and data; the tokens are of a codebook too
         check_codebook(resume, load_checkpoint(resume), codebook)
     training = Training(
         run_dir,
@@ -269,6 +270,7 @@ def train_stage2(run_dir, config=None, dataset=None):
         seed=config.seed,
         extra={"data": dataset.info(), "codebook": codebook.cpu()},
     )
+    prior.train()  # dropout
     for rows in training:  # (B,) indices of a batch's series
         t, y = tokens[rows], labels[rows]  # (B, N), (B,)
         if config.token_temperature > 0:  # NOTE(ledger 9): the authors' program draws them anew
@@ -461,7 +463,8 @@ def save_samples(path, dataset, labels, **series):
     arrays = {name: dataset.to_original(x)[:, None] for name, x in series.items()}
     if labels is not None:
         classes = np.array(dataset.classes)
-        # Numbers that are too large NumPy would pickle, or round beside others.
+        # NumPy makes whole numbers over 64 bits objects, which it would pickle, and rounds large
+        # ones that stand beside fractions: such labels are written as text.
         if classes.dtype == object or classes.tolist() != dataset.classes:
             classes = np.array([str(label) for label in dataset.classes])
         arrays["y"] = classes[labels.numpy()]  # (n,)
