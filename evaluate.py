@@ -671,15 +671,10 @@ def draw_samples(prior, stage1, dataset, config):
 def save_run_samples(path, dataset, samples):
     """samples.npz of a run: X with its labels y and X_unconditional, or X alone without classes."""
     if samples["labels"] is None:
-        save_samples(path, dataset, None, X=samples["generated"])
+        series = {"X": samples["generated"]}
     else:
-        save_samples(
-            path,
-            dataset,
-            samples["labels"],
-            X=samples["conditional"],
-            X_unconditional=samples["generated"],
-        )
+        series = {"X": samples["conditional"], "X_unconditional": samples["generated"]}
+    save_samples(path, dataset, samples["labels"], **series)
 
 
 def read_run_samples(run_dir, dataset):

@@ -542,23 +542,14 @@ class NCVQVAE(nn.Module):
             ids.append(nearness.argmax(-1) + i * self.config.n_codes)
         return torch.cat(ids, 1)
 
-    def lookup(self, tokens):
-        """Token ids (B, N) -> [z_q]."""
+    @torch.no_grad()
+    def series(self, tokens):
+        """Token ids (B, N) -> series (B, L), standardised, by the codes and the decoder."""
         quantized = []
         for band, ids in zip(self.bands, tokens.split(self.sizes, 1), strict=True):
             indices = ids % self.config.n_codes  # within the band's own codebook
             quantized.append(band.quantizer.lookup(indices.unflatten(1, band.grid)))
-        return quantized
-
-    @torch.no_grad()
-    def series(self, tokens):
-        """Token ids (B, N) -> series (B, L), standardised, by the codes and the decoder."""
-        return self.decode(self.lookup(tokens))[1]
-
-
-def average(latents):
-    """[z_q] (B, D, H, W') -> their means over H and W' (B, bands * D), what KNN and SVM see."""
-    return torch.cat([z_q.mean((2, 3)) for z_q in latents], 1)
+        return self.decode(quantized)[1]
 
 
 def gumbel(shape, generator, device):
@@ -588,7 +579,8 @@ def encode_split(model, x, batch=256):
         u_hat, x_hat = model.decode(quantized)  # (B, 2, H, W), (B, L)
         error_time = (x_hat - part).square().mean(1)  # (B)
         error_frequency = (u_hat - u).square().mean((1, 2, 3))  # (B)
-        parts["averages"].append(average(quantized).cpu())
+        averages = torch.cat([z_q.mean((2, 3)) for z_q in quantized], 1)  # (B, bands * D)
+        parts["averages"].append(averages.cpu())
         parts["tokens"].append(tokens.cpu())
         parts["x_hat"].append(x_hat.cpu())
         parts["errors"].append(torch.stack([error_time, error_frequency], 1).cpu())

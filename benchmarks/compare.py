@@ -36,9 +36,9 @@ from benchmarks.rows import (
     pooled_std,
     published,
     same_floor,
-    sample_schedules,
     schedule,
     schedules,
+    schedules_and_bands,
     seeds_of,
     star,
 )
@@ -455,14 +455,13 @@ longer and each processor anew; where fid_floor differs, two runs had two.
 class Departure:
     """One thing in which runs differ, and how a run's row says that it has it.
 
-    column holds text that matches pattern; with `instead` in its place the row is that of a run
-    `without`.
+    Its settings or augmentation hold text that matches pattern; with `instead` in its place the row
+    is that of a run `without`.
     """
 
     heading: str
     without: str
     having: str
-    column: str
     pattern: str
     instead: str = ""
 
@@ -472,36 +471,26 @@ DEPARTURES = (
         "The zeroed tail of the published views (ledger 18)",
         "view as it is",
         "zeroed tail",
-        "augmentation",
         r"\+roundtrip$",
     ),
     Departure(
         "The naive prior's random embedding and loss on all tokens (ledger 7, 11)",
         "codebook, masked",
         "random, all",
-        "later_settings",
         r"embedding=random loss_on=all ?",
     ),
     Departure(
         "Passes of train and test split in train mode, as the published program's (ledger 12)",
         "no passes",
         "passes",
-        "stage1_settings",
         r"leak_epochs=100 ?",
     ),
-    Departure("Two views", "one view", "two views", "stage1_settings", r"views=2 ?"),
-    Departure("Two bands", "one band", "two bands", "stage1_settings", r"bands=2 ?"),
+    Departure("Two views", "one view", "two views", r"views=2 ?"),
+    Departure("Two bands", "one band", "two bands", r"bands=2 ?"),
     Departure(
-        "Steps of stage 1",
-        "800 steps",
-        "3,200 steps",
-        "stage1_settings",
-        "stage1_steps=3200",
-        "stage1_steps=800",
+        "Steps of stage 1", "800 steps", "3,200 steps", "stage1_steps=3200", "stage1_steps=800"
     ),
-    Departure(
-        "Warm-up (ledger 37)", "no warm-up", "warm-up", "stage1_settings", r"stage1_warmup=100 ?"
-    ),
+    Departure("Warm-up (ledger 37)", "no warm-up", "warm-up", r"stage1_warmup=100 ?"),
 )
 
 
@@ -525,11 +514,12 @@ IS and CAS are by two classifiers.
 def departure_cells(rows, departure):
     """{schedule: cells} of runs that have a departure, and of those that differ in it alone."""
     words_of = schedules()
-    column = departure.column
     found = {}
     rows = [row for row in rows if is_whole(row)]
     for row in rows:
-        plain = row | {column: re.sub(departure.pattern, departure.instead, row[column]).strip()}
+        plain = dict(row)
+        for column in ("augmentation", "stage1_settings", "later_settings"):
+            plain[column] = re.sub(departure.pattern, departure.instead, row[column]).strip()
         words = schedule(plain, words_of)
         other = counterpart(plain, rows)
         if plain == row or not words or not other:
@@ -628,15 +618,16 @@ Minutes are of one of two busy cores, of some runs of one that other programs ha
 
 def sample_cells(rows):
     """{(dataset, preset, bands, model): {seed: row}} of runs that differ in nothing else."""
-    preset_and_bands = sample_schedules()
+    words_of = schedules_and_bands()
     found = {}
     for row in rows:
         model = (row["method"], row["augmentation"])
-        which = preset_and_bands.get((row["stage1_settings"], row["later_settings"]))
-        if which and model in SAMPLE_MODELS and is_whole(row):
-            preset, precision, bands = which
-            words = preset if precision == PRECISIONS[0] else f"{preset}, {precision}"
-            found.setdefault((row["dataset"], words, bands, model), {})[row["seed"]] = row
+        words = words_of.get((row["stage1_settings"], row["later_settings"]), "")
+        of_today = re.fullmatch("((fast|best)(, float32)?)(, bf16)?(, two bands)?", words)
+        if of_today and model in SAMPLE_MODELS and is_whole(row):
+            bands = "2" if of_today[5] else "1"
+            key = (row["dataset"], of_today[1], bands, model)
+            found.setdefault(key, {})[row["seed"]] = row
     return found
 
 

@@ -15,15 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.rows import (
-    PROBES,
-    add_to_probes,
-    find_runs,
-    markdown,
-    markdown_row,
-    name_cells,
-    schedules_and_bands,
-)
+from benchmarks.rows import PROBES, add_to_probes, find_runs, markdown, markdown_row, name_cells
 from data import Config, Parser, hold, load_dataset, read_config, run_command
 from evaluate import (
     accuracy,
@@ -63,7 +55,6 @@ def command_train_mode(folders):
     """Probe finished runs in train mode into probe.json; print it beside the frozen values."""
     shown = ("knn", "svm", *PROBES)
     print(markdown(["run", "schedule", *shown], []), end="")
-    words_of = schedules_and_bands()
     for row in find_runs(folders, having="knn"):
         run_dir = row["run_dir"]
         config = read_config(run_dir)
@@ -73,7 +64,7 @@ def command_train_mode(folders):
         add_to_probes(run_dir, scores)
         row |= scores
         values = [f"{row[name]:.3f}" for name in shown]
-        print(markdown_row(name_cells(row, words_of) + values), flush=True)
+        print(markdown_row(name_cells(row) + values), flush=True)
 
 
 def thesis_cas(run_dir):
@@ -102,11 +93,10 @@ def thesis_cas(run_dir):
 def command_cas(folders):
     """CAS of finished runs by the thesis' schedule into probe.json, printed beside their own."""
     print(markdown(["run", "schedule", "cas", "cas_real", "cas_thesis", "minutes"], []), end="")
-    words_of = schedules_and_bands()
     for row in find_runs(folders, having="cas"):
         if row["cas_thesis"] is None:  # nor was its own CAS by that schedule
             row |= thesis_cas(row["run_dir"])
-        cells = name_cells(row, words_of)
+        cells = name_cells(row)
         for name in ("cas", "cas_real", "cas_thesis"):
             cells.append(f"{row[name]:.3f}")
         seconds = row["seconds_cas_thesis"]
@@ -185,11 +175,10 @@ classes: half the sum of their distances from the test split's, train / samples)
         "shares",
     ]
     print(markdown(columns, []), end="")
-    words_of = schedules_and_bands()
     for row in find_runs(folders, having="cas"):
         (real, reconstructed, conditional), shares, of_classes = parts(row["run_dir"])
         add_to_probes(row["run_dir"], of_classes)
-        cells = name_cells(row, words_of)
+        cells = name_cells(row)
         for scores in (real[1:], reconstructed, conditional, (row["fid"], row["is"])):
             cells.append(", ".join(f"{value:.3f}" for value in scores))
         cells.append(shares_text(*shares))
@@ -248,14 +237,13 @@ the opposite is the reconstruction whole.
 """)
     columns = ["run", "preset", "k", "power", "error", "FID, own class: reconstructed below k"]
     print(markdown([*columns, "reconstructed from k on"], []), end="")
-    words_of = schedules_and_bands()
     for row in find_runs(run_dirs, having="knn"):
         dataset, model, fcn = load_judged(row["run_dir"])
         x = dataset.x_test
         real, _ = classify(fcn, x)
         cuts = [0, *(k for k in (8, 16, 32, 64, 128, 256) if k < dataset.length // 2)]
         for part in spectrum(x, encode_split(model, x)["x_hat"], cuts):
-            cells = name_cells(row, words_of)
+            cells = name_cells(row)
             cells += [str(part["k"]), f"{part['power']:.2g}", f"{part['error']:.2f}"]
             for half in ("low", "high"):
                 features, p = classify(fcn, part[half])

@@ -349,29 +349,20 @@ def schedules():
 TWO_BANDS = {"bands": 2, "latent_width": Config.latent_width}
 
 
-def sample_schedules():
-    """{(stage 1's settings, the later ones'): (preset, precision, bands)}, what samples.md has."""
-    found = {}
-    for preset, precision in itertools.product(("fast", "best"), PRECISIONS):
-        for bands, fields in (("1", {}), ("2", TWO_BANDS)):
-            config = Config(**PRESETS[preset] | {"precision": precision} | fields)
-            found[settings(config)] = (preset, precision, bands)
-    return found
-
-
 def schedules_and_bands():
     """schedules(), and those of two bands that samples.md has."""
     words_of = schedules()
-    for key, (preset, precision, bands) in sample_schedules().items():
-        if bands == "2":
-            words_of[key] = f"{preset}, {precision}, two bands"
+    for preset, precision in itertools.product(("fast", "best"), PRECISIONS):
+        config = Config(**PRESETS[preset] | {"precision": precision} | TWO_BANDS)
+        words_of[settings(config)] = f"{preset}, {precision}, two bands"
     return words_of
 
 
-def name_cells(row, words_of):
+def name_cells(row):
     """The cells that name a run: `Symbols/naive-none/seed1` and its schedule in words, or ""."""
     name = f"{row['dataset']}/{row['method']}-{row['augmentation']}/seed{row['seed']}"
-    return [name, words_of.get((row["stage1_settings"], row["later_settings"]), "")]
+    words = schedules_and_bands().get((row["stage1_settings"], row["later_settings"]), "")
+    return [name, words]
 
 
 def schedule(row, words_of):
@@ -443,24 +434,13 @@ def of_preset(cells, preset):
     chosen = {}
     for precision in PRECISIONS:
         words = f"{preset}, {precision}"
-        for dataset in in_order({name for name, _ in cells}, THESIS_SETS):
+        for dataset in THESIS_SETS:
             models = cells.get((dataset, words), {})
             if NAIVE in models and len(models) > 1:
                 chosen[dataset, words] = models
         if chosen:
             break
     return chosen
-
-
-def in_order(names, first):
-    """Names sorted, but first those that are one of `first` (up to a comma), in its order."""
-    first = list(first)
-
-    def place(name):
-        known = name.split(",")[0]
-        return (first.index(known) if known in first else len(first), name)
-
-    return sorted(names, key=place)
 
 
 def values_of(runs, metric):
@@ -474,21 +454,15 @@ def mean(runs, metric):
     return (statistics.mean(values) if values else None), len(values)
 
 
-def between(counts):
-    """`2`, or `1–4` where the numbers differ; of the models that ran, "" where none did."""
-    ran = [count for count in counts if count]
-    if not ran:
-        return ""
-    least, most = min(ran), max(ran)
-    return str(least) if least == most else f"{least}–{most}"
-
-
 def seeds_of(models, metrics):
-    """How many seeds the runs of models, {model: runs}, have a metric of: `4`, or `2–4`."""
-    counts = []
+    """How many seeds the runs of models, {model: runs}, have a metric of: `4`, or `2–4`; or ""."""
+    counts = set()
     for runs in models.values():
-        counts += [len(values_of(runs, metric)) for metric in metrics]
-    return between(counts)
+        counts |= {len(values_of(runs, metric)) for metric in metrics}
+    ran = sorted(counts - {0})
+    if len(ran) > 1:
+        return f"{ran[0]}–{ran[-1]}"
+    return str(ran[0]) if ran else ""
 
 
 def minutes(row):

@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import ncvqvae
-from benchmarks.rows import find_runs, markdown, markdown_row, name_cells, schedules_and_bands
+from benchmarks.rows import find_runs, markdown, markdown_row, name_cells
 from data import Parser, read_config, run_command
 from evaluate import evaluate_run
 
@@ -47,12 +47,11 @@ def main():
     args = parser.parse_args()
     print("# Stage 1 by two straight-through expressions\n")
     print(markdown(["run", "schedule", "expression", *SHOWN], []), end="")
-    words_of = schedules_and_bands()
     for row in find_runs(args.runs):
         published = train(args.out, row["run_dir"])
         for expression, metrics in (("exact", row), ("published", published)):
             scores = [f"{metrics[name]:.3f}" for name in SHOWN]
-            print(markdown_row([*name_cells(row, words_of), expression, *scores]), flush=True)
+            print(markdown_row([*name_cells(row), expression, *scores]), flush=True)
 
 
 if __name__ == "__main__":

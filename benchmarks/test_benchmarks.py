@@ -48,7 +48,6 @@ from benchmarks.rows import (
     read_rows,
     schedule,
     schedules,
-    schedules_and_bands,
     settings,
     write_csv,
 )
@@ -349,7 +348,7 @@ def a_fold(tmp_path):
     x, y = draw(40, 24).numpy(), [k % 2 for k in range(40)]
     whole = {"X_train": x, "y_train": y, "X_test": x, "y_test": y}
     np.savez(tmp_path / "own.npz", **whole)
-    dataset = choose_presets.held_out(str(tmp_path / "own.npz"), tmp_path / "out", 0)
+    dataset = choose_presets.held_out(str(tmp_path / "own.npz"), tmp_path / "out")
     assert (len(dataset.x_train), len(dataset.x_test)) == (32, 8)
     return dataset
 
@@ -469,26 +468,20 @@ def test_noise_of_fid_is_of_seeds_of_the_same_schedule():
     assert "is known" not in asked["rq3"]
 
 
-def test_noise_known_from_few_seeds_asks_for_more():
+@pytest.mark.parametrize(
+    "fids,squares,t", [((3.0, 5.0), 2.0 + 0.5, 4.3027), ((3.0, 5.0, 7.0), 2 * 4.0 + 0.5, 3.1824)]
+)
+def test_noise_weighs_models_by_their_seeds_and_asks_for_more_of_few(fids, squares, t):
     """Student's t: 4.30 stds with two degrees of freedom, where with many it is 2.08."""
-    rows = [row_of("naive-none", seed, BF16, fid=fid) for seed, fid in ((1, 3.0), (2, 5.0))]
-    rows += [row_of("vibcreg-gauss", seed, BF16, fid=fid) for seed, fid in ((1, 9.0), (2, 10.0))]
-    std = math.sqrt((2.0 + 0.5) / 2)
-    found = noise(grid(rows), "Symbols", "fid")
-    assert noise_bound(found) == pytest.approx(4.3027 * math.sqrt(2) * std, rel=1e-4)
-    assert noise(grid(rows[:3]), "Symbols", "fid") is None
-
-
-def test_noise_weighs_models_by_their_seeds_and_leaves_other_sets_out():
-    fids = {"naive-none": (3.0, 5.0, 7.0), "barlow-warp": (9.0, 10.0)}
     rows = []
-    for model, values in fids.items():
+    for model, values in (("naive-none", fids), ("barlow-warp", (9.0, 10.0))):
         for seed, fid in enumerate(values, 1):
             rows.append(row_of(model, seed, BF16, fid=fid))
             rows.append(row_of(model, seed, BF16, dataset="Wafer", fid=100 * fid))
-    std = math.sqrt((2 * 4.0 + 0.5) / 3)  # 3 degrees of freedom
+    std = math.sqrt(squares / len(fids))  # as many degrees of freedom
     found = noise(grid(rows), "Symbols", "fid")
-    assert noise_bound(found) == pytest.approx(3.1824 * math.sqrt(2) * std, rel=1e-4)
+    assert noise_bound(found) == pytest.approx(t * math.sqrt(2) * std, rel=1e-4)
+    assert noise(grid(rows[:4]), "Symbols", "fid") is None  # one model of two seeds
 
 
 def difference(ours, n=1, m=1, star="", theirs=None, their_star=""):
@@ -716,8 +709,7 @@ def test_samples_of_presets_and_bands_stand_above_what_was_published():
         ["vibcreg-slice", "published", "1", "four", "9.740", "", "0.974", ""],
         ["TimeVQVAE", "published", "2", "", "5.6", "", "0.968", ""],
     ]
-    words_of = schedules_and_bands()
-    named = [name_cells(row, words_of)[1] for row in rows[:4]]
+    named = [name_cells(row)[1] for row in rows[:4]]
     assert named == ["best, bf16", "fast, bf16, two bands", "best, bf16, two bands", "fast, bf16"]
 
 
@@ -920,14 +912,11 @@ def test_every_figure_across_runs_is_drawn(tmp_path):
         "knn_fid",
         "costs",
     }
-    assert thesis_figures.final_ssl(tmp_path, rows[0], "vibcreg") is None
     (tmp_path / "logs").unlink()
     (tmp_path / "logs").mkdir()
     looks = gzip.compress(b'{"stage": "stage1", "step": 1, "val_recon": 0.5}\n')
     (tmp_path / "logs" / log_name(rows[0])).write_bytes(looks)
-    assert (
-        thesis_figures.final_ssl(tmp_path, rows[0], rows[0]["method"]) is None
-    )  # nothing but looks
+    assert thesis_figures.final_ssl(tmp_path, rows[0]) is None  # nothing but looks
 
 
 def test_figures_without_a_run_to_draw_are_left_out_and_named(tmp_path, capsys):

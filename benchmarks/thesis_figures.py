@@ -194,7 +194,7 @@ def read_log(results, row):
         return [json.loads(line) for line in file]
 
 
-def curves(results, cells, key, label, methods=COLOURS):
+def curves(results, cells, key, label):
     """A panel a dataset, a line a model: a value that its lowest seed logged at 3 steps or more.
 
     Figures 6.2, 6.7.
@@ -202,8 +202,6 @@ def curves(results, cells, key, label, methods=COLOURS):
     lines = {}  # {cell: {model: ([steps], [values])}}
     for cell, models in cells.items():
         for model, runs in models.items():
-            if model[0] not in methods:
-                continue
             logged = [r for r in read_log(results, runs[min(runs)]) if key in r]
             if len(logged) > 2:
                 steps = [record["step"] for record in logged]
@@ -218,8 +216,8 @@ def curves(results, cells, key, label, methods=COLOURS):
         axis.set(title=f"{dataset}, {without_precision(schedule)}", yscale="log")
         plain_numbers(axis)
         axis.set(xlabel="optimiser step", ylabel=label)
-    shown = [model for model in MODELS if model[0] in methods]
-    name_models(figure, shown)
+    drawn = set().union(*lines.values())
+    name_models(figure, [model for model in MODELS if model in drawn])
     return figure
 
 
@@ -259,13 +257,11 @@ def against(cells, x_of, x_metric, y_metric, with_published=True):
     return figure
 
 
-def final_ssl(results, row, method):
-    """The SSL loss that the log of a run of this method ends with.
+def final_ssl(results, row):
+    """The SSL loss that the log of a run ends with.
 
-    None for other methods, and where looks at the test split left no room in the thinned log.
+    None where looks at the test split left no room in the thinned log.
     """
-    if row["method"] != method:
-        return None
     losses = [record["ssl"] for record in read_log(results, row) if "ssl" in record]
     return statistics.median(losses[-10:]) if losses else None  # a last, small batch is no measure
 
@@ -345,12 +341,13 @@ def draw_all(results):
         "knn_fid": against(cells, lambda row: row["fid"], "fid", "knn"),
     }
     for method in ("barlow", "vibcreg"):
-
-        def ssl_of(row, method=method):
-            return final_ssl(results, row, method)
-
-        drawn[f"ssl_{method}"] = curves(results, cells, "ssl", "SSL loss", [method])
-        drawn[f"knn_ssl_{method}"] = against(cells, ssl_of, "ssl", "knn", with_published=False)
+        of_method = {}
+        for cell, models in cells.items():
+            of_method[cell] = {model: runs for model, runs in models.items() if model[0] == method}
+        drawn[f"ssl_{method}"] = curves(results, of_method, "ssl", "SSL loss")
+        drawn[f"knn_ssl_{method}"] = against(
+            of_method, lambda row: final_ssl(results, row), "ssl", "knn", with_published=False
+        )
     swept = {}
     for who, runs_at in ablation_cells(rows).items():
         if {("zeta", weight) for weight in SWEEPS["zeta"]} <= set(runs_at):

@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import prior
-from benchmarks.rows import find_runs, markdown, markdown_row, name_cells, schedules_and_bands
+from benchmarks.rows import find_runs, markdown, markdown_row, name_cells
 from data import Parser, read_config, run_command
 from evaluate import evaluate_run, shared_folder
 
@@ -52,11 +52,10 @@ def main():
     args = parser.parse_args()
     print("# One stage 1, two priors\n")
     print(markdown(["run", "schedule", "output", *SHOWN], []), end="")
-    words_of = schedules_and_bands()
     for row in find_runs(args.runs, having="cas"):
         for output, metrics in (("separate", row), ("tied", tie(args.out, row["run_dir"]))):
             scores = [f"{metrics[name]:.3f}" for name in SHOWN]
-            print(markdown_row([*name_cells(row, words_of), output, *scores]), flush=True)
+            print(markdown_row([*name_cells(row), output, *scores]), flush=True)
 
 
 if __name__ == "__main__":
