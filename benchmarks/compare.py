@@ -23,6 +23,7 @@ from benchmarks.rows import (
     NO_WARMUP,
     NOISE,
     PRECISIONS,
+    SETTINGS,
     is_gain,
     is_whole,
     judged,
@@ -518,7 +519,7 @@ def departure_cells(rows, departure):
     rows = [row for row in rows if is_whole(row)]
     for row in rows:
         plain = dict(row)
-        for column in ("augmentation", "stage1_settings", "later_settings"):
+        for column in ("augmentation", *SETTINGS):
             plain[column] = re.sub(departure.pattern, departure.instead, row[column]).strip()
         words = schedule(plain, words_of)
         other = counterpart(plain, rows)
@@ -619,14 +620,15 @@ Minutes are of one of two busy cores, of some runs of one that other programs ha
 def sample_cells(rows):
     """{(dataset, preset, bands, model): {seed: row}} of runs that differ in nothing else."""
     words_of = schedules_and_bands()
+    of_today = [f"{preset}, {each}" for preset in ("fast", "best") for each in PRECISIONS]
     found = {}
     for row in rows:
         model = (row["method"], row["augmentation"])
         words = words_of.get((row["stage1_settings"], row["later_settings"]), "")
-        of_today = re.fullmatch("((fast|best)(, float32)?)(, bf16)?(, two bands)?", words)
-        if of_today and model in SAMPLE_MODELS and is_whole(row):
-            bands = "2" if of_today[5] else "1"
-            key = (row["dataset"], of_today[1], bands, model)
+        one_band = words.removesuffix(", two bands")
+        if one_band in of_today and model in SAMPLE_MODELS and is_whole(row):
+            bands = "1" if words == one_band else "2"
+            key = (row["dataset"], one_band.removesuffix(f", {PRECISIONS[0]}"), bands, model)
             found.setdefault(key, {})[row["seed"]] = row
     return found
 

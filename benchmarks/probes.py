@@ -239,12 +239,12 @@ the opposite is the reconstruction whole.
     print(markdown([*columns, "reconstructed from k on"], []), end="")
     for row in find_runs(run_dirs, having="knn"):
         dataset, model, fcn = load_judged(row["run_dir"])
+        name = name_cells(row)
         x = dataset.x_test
         real, _ = classify(fcn, x)
         cuts = [0, *(k for k in (8, 16, 32, 64, 128, 256) if k < dataset.length // 2)]
         for part in spectrum(x, encode_split(model, x)["x_hat"], cuts):
-            cells = name_cells(row)
-            cells += [str(part["k"]), f"{part['power']:.2g}", f"{part['error']:.2f}"]
+            cells = [*name, str(part["k"]), f"{part['power']:.2g}", f"{part['error']:.2f}"]
             for half in ("low", "high"):
                 features, p = classify(fcn, part[half])
                 own = accuracy(p, dataset.y_test)
