@@ -303,7 +303,7 @@ PRESETS["fast"] = {  # chosen on held-out series: results/fast.md
     "steps_per_class": 20,
     "validate_epochs": 100,
 }
-PRESETS["best"] = PRESETS["fast"] | {  # four times the tokens, and steps to learn them
+PRESETS["best"] = PRESETS["fast"] | {  # two to four times the tokens, and steps to learn them
     "latent_width": 32,
     "stage1_steps": 3200,
     "stage2_steps": 4000,
@@ -424,7 +424,8 @@ class Dataset:
             raise InputError(f"{where}: length {x.shape[1]}, {self.name} has {self.length}")
         if len(x) == 0:
             raise InputError(f"{where}: 0 series")
-        near = np.abs((x - self.mean) / self.std).max(1) < 1e9  # nan is not near either
+        with np.errstate(all="ignore"):  # what overflows is refused here; nan is not near either
+            near = np.abs((x - self.mean) / self.std).max(1) < 1e9
         if not near.all():
             raise InputError(
                 f"{where}: series {near.argmin() + 1} holds NaN, inf, or a value over 1e9 standard "
@@ -456,16 +457,16 @@ def load_dataset(name, root=None):
     or too short series or one class, and, which names file and row, for NaN or a label of the test
     split alone.
     """
-    name = resolve_dataset(name)
-    files = (f"{name}, train", f"{name}, test")  # as messages call them where there are none
-    if name == "toy":
+    resolved = resolve_dataset(name)
+    files = (f"{resolved}, train", f"{resolved}, test")  # for messages, where there are no files
+    if resolved == "toy":
         splits = [toy_split(seed) for seed in (0, 1)]
-    elif name.endswith(".npz"):
-        splits = read_npz(name)
+    elif resolved.endswith(".npz"):
+        splits = read_npz(resolved)
     else:
-        files = find_files(name, root)
+        files = find_files(resolved, root)
         splits = [read_split(file) for file in files]
-    name = name_of_dataset(name)
+    name = name_of_dataset(resolved)
     (x_train, words_train), (x_test, words_test) = splits
     if (words_train is None) != (words_test is None):
         raise InputError(f"{name}: one split has labels, the other has none; give both or neither")
@@ -568,7 +569,7 @@ def index_labels(name, files, words_train, words_test):
     """
     for file, words in zip(files, (words_train, words_test), strict=True):
         for row, word in enumerate(words, 1):
-            if word.lower() in ("", "nan", "none", "?"):
+            if word.lower() in ("", "?", "nan", "nat", "none", "null", "<na>", "#n/a"):
                 raise InputError(
                     f"{name}: {file}, series {row} has label {word!r}, which stands for a missing "
                     "one; fill it in, or call the class something else"
@@ -614,9 +615,9 @@ def parse_label(text):
 def mean_and_std(name, files, x_train, x_test):
     """Mean and std of the train split (n, L). InputError for what they cannot standardise."""
     for file, x in zip(files, (x_train, x_test), strict=True):
-        finite = np.isfinite(x).all(1)
-        if not finite.all():
-            row = finite.argmin() + 1
+        whole = np.isfinite(x).all(1)
+        if not whole.all():
+            row = whole.argmin() + 1
             raise InputError(
                 f"{name}: {file}, series {row} holds NaN or inf; fill the gap or remove it"
             )
@@ -811,16 +812,16 @@ def read_split(path):
         lines = list(enumerate(file, 1))
     labelled = True
     header = None  # the text of a first line that is no series
-    columns = None  # of the header
+    names = None  # of its columns
     if path.suffix == ".ts":
         lines, labelled = skip_ts_header(path, lines)
     rows, labels = [], []
-    for number, line in lines:
+    for line_number, line in lines:
         line = line.strip(" \r\n")  # a tab in front or behind is an empty cell
         comment = not rows and line.startswith("# ")  # numpy.savetxt writes its header so
         if not line.strip() or comment:
             continue
-        where = f"{path}, row {number}"
+        where = f"{path}, row {line_number}"
         if re.search("[\0\udc80-\udcff]", line):  # the latter: surrogateescape, of other bytes
             raise InputError(f"{where}: not UTF-8 text; save it as UTF-8")
         if path.suffix == ".ts":
@@ -831,12 +832,12 @@ def read_split(path):
                 raise InputError(f"{where}: the header once more; remove it")
             if header is None and not rows and is_header(cells):
                 header = line
-                columns = len(cells)
-                labelled = find_label_column(where, path.suffix, cells)
+                names = cells
+                labelled = find_label_column(where, path.suffix, names)
                 continue
-            if columns and len(cells) != columns:
+            if names and len(cells) != len(names):
                 raise InputError(
-                    f"{where}: {len(cells)} cells under a header of {columns}; mend it, or the "
+                    f"{where}: {len(cells)} cells under a header of {len(names)}; mend it, or the "
                     "header (R: row.names=FALSE)"
                 )
             label = cells.pop(0) if labelled else None
@@ -851,7 +852,13 @@ def read_split(path):
         raise InputError(f"{path}: no series in it; replace the file")
     if is_ramp(rows[0]) and not any(is_ramp(row) for row in rows[1:]):
         warn(f"{path}: the first series rises in even steps, no other does: is it a header?")
-    return np.stack(rows), (labels if labelled else None)
+    x = np.stack(rows)  # (n, L)
+    if not labelled and names and looks_like_labels(names, x):
+        warn(
+            f"{path}: the first column, {names[0]}, is read as a value; if it is a label, call it "
+            "label"
+        )
+    return x, (labels if labelled else None)
 
 
 # Cells of a table that hold no number, in lower case.
@@ -882,8 +889,9 @@ def is_header(cells):
     """Is the first line of a table, split into cells, a header and not a series?
 
     A word among numbers makes none: it is a value that is wrong. Numbers make one where they count
-    the columns, as pandas names them, or rise behind a name for the label, as times do: label,0.0,
-    0.5,1.0. Behind y, which may be a class too, they have to rise in even steps.
+    the columns, as pandas names them, or stand behind a name for the label, as times do: label,0.0,
+    0.5,1.0. Behind target, which may be a class too, they have to rise or to fall; behind y to rise
+    in even steps.
     """
     first, rest = parse_label(cells[0]), [parse_label(cell) for cell in cells[1:]]
     no_names = (*MISSING, "inf", "-inf")
@@ -899,7 +907,10 @@ def is_header(cells):
         return True
     if first.lower() not in LABEL_COLUMNS or any(isinstance(cell, str) for cell in rest):
         return False
-    return is_ramp(rest) if first.lower() == "y" else bool((np.diff(rest) > 0).all())
+    if first.lower() == "y":
+        return is_ramp(rest)
+    steps = np.diff(rest)
+    return first.lower() != "target" or bool((steps > 0).all() or (steps < 0).all())
 
 
 def find_label_column(where, suffix, header):
@@ -918,16 +929,18 @@ def find_label_column(where, suffix, header):
         if not any(isinstance(parse_label(name), str) for name in header[1:]):
             warn(f"{where}: read as a header, not as a series of class {header[0]}")
         return True
-
-    def stem(name):  # of t0, t1, ...
-        return name.rstrip("0123456789.")
-
-    if stem(names[0]) != stem(names[1]):
-        warn(
-            f"{where}: the first column, {header[0]}, is read as a value; if it is a label, call "
-            "it label"
-        )
     return False
+
+
+def looks_like_labels(names, x):
+    """Does the first of the columns (n, L) under a header look unlike the others, as labels would?
+
+    It has another kind of name (activity,t0,t1), or it alone holds whole numbers, and several.
+    """
+    stems = [name.lower().rstrip("0123456789.") for name in names[:2]]
+    is_whole = (x == np.round(x)).all(0)  # (L)
+    several = x[:, 0].min() < x[:, 0].max()
+    return stems[0] != stems[1] or bool(several and is_whole[0] and not is_whole[1:].all())
 
 
 def is_ramp(values):
@@ -1189,8 +1202,8 @@ def augment(x, spec, generator=None):
 # ---------------------------------------------------------------------------------------------
 
 
-def run_command(main):
-    """Run main(); what the user can mend becomes one line and exit code 1."""
+def run_command(command):
+    """Call command(); what the user can mend becomes one line and exit code 1."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream that someone put there
             stream.reconfigure(errors="backslashreplace")  # where only ASCII can be shown
@@ -1200,7 +1213,7 @@ def run_command(main):
                 f"torch {torch.__version__} is too old: 2.9 or later is needed; pip install -r "
                 "requirements.txt, or use run.sh, which does"
             )
-        main()
+        command()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a reader that left is caught
     except BrokenPipeError:  # who read our table left, as `| head` does
@@ -1255,6 +1268,7 @@ def use_fast_layout(model):
 #     log.jsonl             a line a logged step, a line a start
 #     metrics.json, samples.npz, figures/
 #     .lock                 held by the process that works here
+# OUT/DATASET has fcn-HASH.pt, the dataset's classifiers, one for each of their settings
 # ---------------------------------------------------------------------------------------------
 
 
@@ -1299,7 +1313,9 @@ def read_arrays(path, names, needed):
     require_file(path, "no such file")
     arrays = {}
     with errors_naming(path):
-        if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:  # is_zipfile takes a file that may not be read for no zip
+            is_zip = zipfile.is_zipfile(file)
+        if not is_zip:
             arrays_of_it = ", ".join(f"{name}=array" for name in needed)
             raise InputError(
                 f"{path}: no .npz, or a cut one; np.savez(file, {arrays_of_it}) makes one"
@@ -1327,20 +1343,29 @@ def write_npz(path, **arrays):
     write_atomic(path, lambda file: np.savez_compressed(file, made_by="ncvqvae", **arrays))
 
 
-def output_path(path):
-    """The Path of --out; refuses to write over a file that is not ours, or a run's own."""
+def output_path(path, key):
+    """The Path of --out, an .npz that will hold the array `key`.
+
+    InputError for a place that cannot be written, before hours are spent; for a run's own file; for
+    a file that is not ours, or of ours without that array: an input is not written over.
+    """
     if not path.endswith(".npz"):
         raise InputError(f"--out {path}: should end in .npz")
     path = Path(os.path.expanduser(path))
     if path.exists():
-        if (path.parent / "config.json").exists():
+        if (path.parent / "stage1.pt").exists():
             raise InputError(f"--out {path}: is a file of that run; name another")
         ours = False
         with contextlib.suppress(Exception):  # no .npz at all
             with np.load(path, allow_pickle=False) as file:
-                ours = "made_by" in file.files
+                ours = {"made_by", key} <= set(file.files)
         if not ours:
-            raise InputError(f"--out {path}: is there and is no file of ours; name another")
+            raise InputError(
+                f"--out {path}: is there and is no file of ours with {key}; name another"
+            )
+    there = next(folder for folder in path.parents if folder.is_dir())
+    with errors_naming(f"--out {path}"):
+        tempfile.TemporaryFile(dir=there).close()
     return path
 
 
@@ -1777,7 +1802,12 @@ def main():
     parser.add_argument("--datasets", nargs="+", default=["toy"])
     parser.add_argument("--dry-run", action="store_true")  # look no dataset up
     add_flags(parser, "views")
-    args = parser.parse_args()
+    args, unknown = parser.parse_known_args()
+    if unknown:
+        raise InputError(
+            f"unrecognized arguments: {' '.join(unknown)}; DATASET METHOD AUGMENTATION SEED come "
+            "first, flags behind them; see --help"
+        )
     grid = itertools.product(args.datasets, args.methods, args.augmentations, args.seeds)
     for dataset, method, augmentation, seed in grid:
         if not re.fullmatch("[0-9]+", seed):
@@ -1797,8 +1827,8 @@ def main():
             )
         if name == "toy" or args.dry_run:
             continue
-        if name.endswith(".npz"):
-            require_file(name, "no such file")
+        if os.sep in name:
+            load_dataset(name)  # own data: every row is checked
         else:
             find_files(name)  # a UCR set is downloaded if need be
 

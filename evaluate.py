@@ -8,7 +8,8 @@
     python evaluate.py samples x.npz --dataset FordA --preset fast  # scores any model's series
     python evaluate.py compare runs/Symbols/*/seed*  # a row a run
 
-Letters: n series, L length, D code dimension, K classes, P features of the FCN (128).
+Letters: B batch, n series, L length, D code dimension, N tokens of all bands, in a grid (H, W'), K
+classes, P features of the FCN (128).
 
 "Ledger 7" is row 7 of the ledger in README.md: where the thesis' text, the authors' program and
 this code differ.
@@ -562,8 +563,8 @@ def evaluate_run(run_dir, config=None):
     metrics |= score_tokens(stage1, dataset, encoded_train, encoded_test)
     samples = None
     if config.stages == 2:
-        prior, checkpoint = load_prior(run_dir, stage1, config, dataset)
-        metrics["seconds_stage2"] = checkpoint["seconds"]
+        prior, prior_checkpoint = load_prior(run_dir, stage1, config, dataset)
+        metrics["seconds_stage2"] = prior_checkpoint["seconds"]
         metrics |= score_prior(prior, dataset, encoded_train, encoded_test)
         samples = draw_samples(prior, stage1, dataset, config)
         save_run_samples(run_dir / "samples.npz", dataset, samples)
@@ -988,29 +989,34 @@ def command_samples(args):
 
 
 def compare(run_dirs):
-    """Print one row a run: what `run.sh` ends with. A run that is not finished is named."""
-    finished = []
+    """Print one row a run: what `run.sh` ends with. A run that cannot be shown is named."""
+    rows = []
     for run_dir in run_dirs:
-        if (Path(run_dir) / "metrics.json").exists():
-            finished.append(run_dir)
-        else:
+        path = Path(run_dir) / "metrics.json"
+        if not path.exists():
             say(f"{run_dir}: no metrics.json, not finished: left out")
-    if not finished:
+            continue
+        try:
+            with errors_naming(path):
+                rows.append(comparison_row(run_dir, read_json(path)))
+        except InputError as error:
+            say(f"{error}; left out")
+    if not rows:
         raise InputError(f"{', '.join(map(str, run_dirs))}: no metrics.json of a finished run")
     print("| run | " + " | ".join(SHOWN) + " | minutes |")
     print("|---" * (len(SHOWN) + 2) + "|")
-    for run_dir in finished:
-        path = Path(run_dir) / "metrics.json"
-        metrics = read_json(path)
-        cells = []
-        for key in SHOWN:
-            value = metrics.get(key)
-            cells.append("" if value is None else f"{value:.4g}")
-        seconds = [
-            metrics.get(f"seconds_{stage}") or 0 for stage in ("stage1", "stage2", "evaluate")
-        ]
-        name = "/".join(Path(run_dir).resolve().parts[-3:])  # DATASET/METHOD-AUG/seedN
-        print(f"| {name} | " + " | ".join(cells) + f" | {sum(seconds) / 60:.1f} |")
+    print("\n".join(rows))
+
+
+def comparison_row(run_dir, metrics):
+    """A line of compare's table."""
+    cells = ["/".join(Path(run_dir).resolve().parts[-3:])]  # DATASET/METHOD-AUG/seedN
+    for key in SHOWN:
+        value = metrics.get(key)
+        cells.append("" if value is None else f"{value:.4g}")
+    seconds = [metrics.get(f"seconds_{stage}") or 0 for stage in ("stage1", "stage2", "evaluate")]
+    cells.append(f"{sum(seconds) / 60:.1f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def main():

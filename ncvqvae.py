@@ -698,16 +698,18 @@ def load_stage1(run_dir, config=None, dataset=None):
 
 def command_encode(words):
     """Write tokens, averaged codes and reconstructions of an .npz's series X (n, L)."""
-    parser = Parser(prog="ncvqvae.py encode", description=command_encode.__doc__)
+    parser = Parser(
+        prog="ncvqvae.py encode", description=command_encode.__doc__, allow_abbrev=False
+    )
     parser.add_argument("run_dir", help="run folder")
     parser.add_argument("file", help=".npz with X (n, L), in the data's units")
     parser.add_argument("--out", default="tokens.npz", help="file to write [tokens.npz]")
     args = parser.parse_args(words)
-    out = output_path(args.out)
+    out = output_path(args.out, "tokens")
     model, checkpoint = load_stage1(args.run_dir)
     dataset = Dataset(**checkpoint["data"])  # its scale and classes, no series
-    arrays = read_arrays(args.file, ("X",), needed=("X",))
-    encoded = encode_split(model, dataset.check_and_standardise(arrays["X"], f"{args.file}, X"))
+    x = read_arrays(args.file, ("X",), needed=("X",))["X"]
+    encoded = encode_split(model, dataset.check_and_standardise(x, f"{args.file}, X"))
     arrays = {
         "tokens": encoded["tokens"].numpy(),  # (n, N)
         "z_q": encoded["averages"].numpy(),  # (n, bands * D), averaged over H and W'

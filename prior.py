@@ -7,8 +7,8 @@
     python prior.py sample runs/Symbols/vibcreg-slice/seed1 --n 100 --class 1 --out x.npz
 
 Naive and NC models get the same prior (ledger 11): a difference in samples is due to stage 1.
-Letters: B batch, N tokens of all bands, K codes of all bands (chapter 1: of one), D code dimension
-(64), E hidden dimension (256), T passes.
+Letters: B batch, n series, L length, N tokens of all bands, K codes of all bands (chapter 1: of
+one), D code dimension (64), E hidden dimension (256), T passes.
 
 "Ledger 7" is row 7 of the ledger in README.md: where the thesis' text, the authors' program and
 this code differ.
@@ -30,7 +30,6 @@ from data import (
     Parser,
     Training,
     add_flags,
-    check_same,
     hold,
     load_checkpoint,
     load_dataset,
@@ -473,7 +472,7 @@ def save_samples(path, dataset, labels, **series):
 
 def command_sample(args):
     """Draw series of one class, of all, or of none, from a run's models into an .npz."""
-    out = output_path(args.out)
+    out = output_path(args.out, "X")
     if not 1 <= args.n <= 10**7:
         raise InputError(f"--n {args.n}: should be from 1 to 10^7")
     config = make_config(args, asdict(read_config(args.run_dir)))
@@ -483,7 +482,11 @@ def command_sample(args):
         labels = torch.full((args.n,), prior.no_class)
     elif args.label == "all":
         full_dataset = load_dataset(config.dataset)  # a checkpoint keeps no labels
-        check_same(args.run_dir, {"sha256": dataset.sha256}, {"sha256": full_dataset.sha256})
+        if full_dataset.sha256 != dataset.sha256:
+            raise InputError(
+                f"{args.run_dir}: the data of {dataset.name} have changed since it was trained; "
+                "restore them, or name a single class"
+            )
         if not full_dataset.classes:
             raise InputError(f"--class all: {dataset.name} has no labels")
         labels = class_proportions(full_dataset.y_train, args.n)

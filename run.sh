@@ -60,6 +60,7 @@ lacks=$(lack "$python")
 if [ -n "$lacks" ]; then
     python=$here/.venv/bin/python
     if [ -n "$(lack "$python")" ]; then
+        command -v "${PYTHON:-python3}" >/dev/null || refuse "${PYTHON:-python3}: no such program" 1
         echo "run.sh: $lacks: installing requirements.txt into .venv" >&2
         "${PYTHON:-python3}" -m venv "$here/.venv"
         "$python" -m pip install --quiet -r "$here/requirements.txt"
@@ -79,9 +80,9 @@ if [ "${1:-}" = test ]; then
     exec "$python" -m pytest -q -m "$tests" test_*.py tests benchmarks
 fi
 
-# Positions first, then flags.
+# Positions first, then flags. A dataset's name may begin with one dash.
 positions=()
-while [ $# -gt 0 ] && [[ $1 != --* && $1 != -h ]]; do
+while [ $# -gt 0 ] && [[ $1 != -* || ( ${#positions[@]} = 0 && $1 != --* && $1 != -h ) ]]; do
     positions+=("$1")
     shift
 done
@@ -92,7 +93,7 @@ for flag in "$@"; do
         exec "$python" "$here/ncvqvae.py" --help
     elif [ "$flag" = --dry-run ]; then
         dry=$flag
-    elif [[ $flag =~ ^--(dataset|method|augmentation|seed)(=|$) ]]; then
+    elif [[ $flag =~ ^--(datasets?|method|augmentation|seed)(=|$) ]]; then
         refuse "$flag: goes without a flag: DATASET METHOD AUGMENTATION SEED, in this order"
     else
         flags+=("$flag")
@@ -109,15 +110,15 @@ if [[ ${positions[0]} == *[,$'\n']* && -e ${positions[0]} ]]; then
     refuse "'${positions[0]}': rename it: a comma stands between two datasets, a path has one line"
 fi
 IFS=, read -ra datasets <<<"${positions[0]}"
-datasets=("${datasets[@]/#-/./-}") # a file's name may begin with one
+datasets=("${datasets[@]/#-/./-}")
 methods=${positions[1]-vibcreg}
 augmentations=${positions[2]-slice}
 seeds=${positions[3]-1}
 
 # Every value is checked before anything runs, every dataset looked up (not for --dry-run: another
 # machine may have it).
-"$python" "$here/data.py" "$methods" "$augmentations" "$seeds" ${flags[@]+"${flags[@]}"} \
-    $dry --datasets "${datasets[@]}" || exit 2
+"$python" "$here/data.py" "$methods" "$augmentations" "$seeds" $dry \
+    --datasets "${datasets[@]}" ${flags[@]+"${flags[@]}"} || exit 2
 
 run_one() { # dataset, method, augmentation, seed: all three stages of a run
     local name run settings variable
@@ -137,14 +138,17 @@ run_one() { # dataset, method, augmentation, seed: all three stages of a run
         return
     fi
     echo "== $run" >&2
-    "$python" "$here/ncvqvae.py" "${settings[@]}" ${flags[@]+"${flags[@]}"} -- "$run" &&
+    if "$python" "$here/ncvqvae.py" "${settings[@]}" ${flags[@]+"${flags[@]}"} -- "$run" &&
         "$python" "$here/prior.py" train -- "$run" &&
-        "$python" "$here/evaluate.py" run -- "$run" &&
+        "$python" "$here/evaluate.py" run -- "$run"; then
         finished+=("$run")
+    else
+        failed+=("$run")
+    fi
 }
 
 finished=()
-failed=0
+failed=()
 trap 'exit 130' INT # one Ctrl-C ends the whole grid
 for dataset in "${datasets[@]}"; do
     for seed in ${seeds//,/ }; do
@@ -154,7 +158,7 @@ for dataset in "${datasets[@]}"; do
                 of_method=none
             fi
             for augmentation in $of_method; do
-                run_one "$dataset" "$method" "$augmentation" "$seed" || failed=$((failed + 1))
+                run_one "$dataset" "$method" "$augmentation" "$seed"
             done
         done
     done
@@ -163,4 +167,7 @@ if [ ${#finished[@]} -gt 0 ]; then
     "$python" "$here/evaluate.py" compare -- "${finished[@]}"
     echo "figures: $out/*/*/seed*/figures/"
 fi
-[ $failed = 0 ] || refuse "$failed of $((failed + ${#finished[@]})) runs failed; run it again" 1
+if [ ${#failed[@]} -gt 0 ]; then
+    refuse "${#failed[@]} of $((${#failed[@]} + ${#finished[@]})) runs failed: ${failed[*]}; see \
+above what each says, then run the same command again" 1
+fi

@@ -1400,7 +1400,12 @@ def test_compare_has_each_metric_under_its_name(tmp_path, capsys):
 def test_compare_leaves_out_a_run_that_is_not_finished(tmp_path, capsys):
     run = tmp_path / "own/naive-none/seed1"
     data.write_json(run / "metrics.json", dict.fromkeys(evaluate.METRICS))
-    command(evaluate, "compare", tmp_path / "own/naive-none/seed2", run)
+    damaged = []
+    for name, text in (("null", "null"), ("words", '{"fid": "abc"}')):
+        damaged.append(tmp_path / name)
+        damaged[-1].mkdir()
+        (damaged[-1] / "metrics.json").write_text(text)
+    command(evaluate, "compare", tmp_path / "own/naive-none/seed2", *damaged, run)
     said = capsys.readouterr()
     assert "seed2: no metrics.json, not finished: left out" in said.err
     assert len(said.out.splitlines()) == 3 and "own/naive-none/seed1" in said.out
@@ -1835,7 +1840,7 @@ def test_all_classes_are_those_of_the_runs_own_train_split(tmp_path):
     with pytest.raises(data.InputError, match="--n 0: should be from 1"):
         command(prior, "sample", run, "--n", 0, "--out", out)
     own_data(tmp_path, n_test=17)
-    with pytest.raises(data.InputError, match="made from other data"):
+    with pytest.raises(data.InputError, match="the data of own have changed since"):
         command(prior, "sample", run, "--n", 8, "--class", "all", "--out", out)
 
 

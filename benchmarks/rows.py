@@ -268,8 +268,11 @@ def read_csv(path, text):
     if not Path(path).exists():
         return []
     rows = []
-    with open(path, newline="") as file:
-        for cells in csv.DictReader(file):
+    with errors_naming(path), open(path, newline="") as file:
+        table = csv.DictReader(file)
+        if "dataset" not in (table.fieldnames or []):
+            raise InputError("has no column dataset")
+        for cells in table:
             row = {}
             for name, cell in cells.items():
                 row[name] = cell if name in text else from_cell(cell)

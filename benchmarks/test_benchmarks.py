@@ -164,6 +164,11 @@ def test_export_keeps_every_value_and_replaces_a_run_that_ran_again(tmp_path, ca
     with pytest.raises(data.InputError, match="twice.* same settings and seed: export one"):
         export(tmp_path / "runs", tmp_path / "twice")  # which of them counts?
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for text, reason in (("a,b\n1,2\n", "has no column dataset"), ("dataset,seed\nx,abc\n", "abc")):
+        (out / "runs.csv").write_text(text)
+        with pytest.raises(data.InputError, match=f"runs.csv: cannot be used .*{reason}"):
+            export(tmp_path / "runs")
+        assert (out / "runs.csv").read_text() == text
 
 
 def test_export_keeps_what_probes_found_of_the_same_weights(tmp_path):

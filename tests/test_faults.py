@@ -452,7 +452,8 @@ def test_a_run_that_fails_ends_neither_the_grid_nor_goes_on_itself(tmp_path):
     bad.mkdir(parents=True)
     (bad / "stage1.pt").write_bytes(b"cut")
     done = shell(own_data(tmp_path), "naive", "none", "1,2", *TINY, "--stages=1", cwd=tmp_path)
-    assert done.returncode == 1 and "1 of 2 runs failed" in done.stderr
+    assert done.returncode == 1
+    assert f"1 of 2 runs failed: {bad}; see above" in done.stderr
     assert "naive-none/seed2 |" in done.stdout
     assert done.stderr.count("stage1.pt: cannot be used") == 1  # no other stage was tried
     assert "config.json" not in done.stderr

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -580,6 +581,10 @@ def test_flags_win_over_the_preset_and_epochs_over_its_steps():
         (("toy", "naive", "--dataset=FordA"), "--dataset=FordA: goes without a flag"),
         (("a,b", "naive"), "'a,b': rename it: a comma stands"),
         (("-x.npz", "naive"), "-x.npz: no such file"),
+        (("--preset", "fast", "Coffee"), "Coffee; DATASET METHOD AUGMENTATION SEED come first"),
+        (("toy", "-n", "3"), "unrecognized arguments: -n 3; DATASET METHOD"),
+        (("toy", "naive", "--", "--zeta", "3"), "unrecognized arguments: "),
+        (("toy", "--datasets", "x"), "--datasets: goes without a flag"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(tmp_path, arguments, message):
@@ -625,6 +630,9 @@ def test_paths_are_looked_up_before_anything_runs_and_kept(tmp_path, monkeypatch
     own_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    npz("bad.npz", X_train=np.full((3, 31), np.nan), X_test=np.ones((3, 31)))
+    with pytest.raises(InputError, match="bad.npz, train, series 1 holds NaN"):
+        command(data, "naive", "none", "1", "--datasets", "own.npz", "bad.npz")
     with pytest.raises(InputError, match="typo.npz: no such file"):
         command(data, "naive", "none", "1", "--datasets", "own.npz", "typo.npz")
     with pytest.raises(InputError, match="mine: no such file, or no folder with mine_TRAIN.csv"):
@@ -660,6 +668,20 @@ def test_samples_of_all_classes_and_files_that_are_not_ours(tmp_path, capsys, mo
     assert Path(own).read_bytes() == before
 
     command(ncvqvae, "encode", run, out, "--out", tmp_path / "tokens.npz")
+    for module, words, key in (
+        (prior, ("sample", run, "--out", tmp_path / "tokens.npz"), "X"),
+        (ncvqvae, ("encode", run, out, "--out", out), "tokens"),  # over its own input
+    ):
+        with pytest.raises(InputError, match=f"is there and is no file of ours with {key}"):
+            command(module, *words)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/config.json").write_text("{}")  # of another program
+    for _ in range(2):
+        command(prior, "sample", run, "--n", 2, "--out", tmp_path / "elsewhere/x.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr(prior, "sample", lambda *inputs: pytest.fail("draws what it cannot write"))
+        with pytest.raises(InputError, match="--out /proc/x.npz: cannot be used"):
+            command(prior, "sample", run, "--out", "/proc/x.npz")
     model, checkpoint = ncvqvae.load_stage1(run)
     d = data.Dataset(**checkpoint["data"])
     with np.load(out) as s, np.load(tmp_path / "tokens.npz") as t:
@@ -735,6 +757,9 @@ def table(path, first=None, labels="aba", separator=","):
         "label 1 2 3 4 5 6 7 8",
         "y 0.0 0.5 1.0 1.5 2.0 2.5 3.0 3.5",
         "label 0.0 0.333 0.667 1.0 1.333 1.667 2.0 2.333",  # rounded, so not in even steps
+        "label 0 0 1 1 2 2 3 3",
+        "class 4000 3998 3996 3994 3992 3990 3988 3986",  # wavenumbers of a spectrum
+        "target 40 30 20 10 5 4 3 2",
     ],
 )
 def test_a_header_of_numbers_is_no_series(tmp_path, suffix, separator, header, capsys):
@@ -759,6 +784,13 @@ def test_a_header_whose_first_column_is_another_name_says_how_it_is_read(tmp_pat
     for plain in ("t0,t1,t2,t3,t4,t5,t6,t7", "0,1,2,3,4,5,6,7"):
         x, labels = data.read_split(table(tmp_path / "x.csv", plain, labels=None))
         assert x.tolist() == SERIES and labels is None and not capsys.readouterr().err
+    for unnamed in ("V1,V2,V3,V4,V5,V6,V7,V8,V9", "0,1,2,3,4,5,6,7,8"):  # of R, of pandas
+        x, labels = data.read_split(table(tmp_path / "x.csv", unnamed, labels="121"))
+        assert labels is None and x.shape == (3, 9)
+        said = capsys.readouterr().err
+        assert f"the first column, {unnamed.split(',')[0]}, is read as a value" in said
+        table(tmp_path / "x.csv", unnamed, labels="000")  # series that all begin at 0
+        assert data.read_split(tmp_path / "x.csv")[1] is None and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -823,9 +855,11 @@ def test_a_first_line_in_even_steps_is_asked_about(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_class_called_y_keeps_its_first_series(tmp_path):
+def test_a_class_called_y_or_target_keeps_its_first_series(tmp_path):
     path = table(tmp_path / "x.csv", "y,1,2,4,8,16,32,64,128", labels="yny")
     assert data.read_split(path)[1] == list("yyny")
+    path = table(tmp_path / "x.csv", "target,1,2,1,2,3,2,1,0", labels="ttt")
+    assert data.read_split(path)[1] == ["target", *"ttt"]
 
 
 def test_both_splits_are_read_in_one_format(tmp_path, capsys):
@@ -879,6 +913,8 @@ def test_labels_with_blanks_are_one_class_and_a_missing_one_is_said(tmp_path):
     assert load("walk", "walk ", "run", "run").classes == ["run", "walk"]
     with pytest.raises(InputError, match="series 2 has label 'none', which stands for a missing"):
         load("mild", "none", "mild", "severe")
+    with pytest.raises(InputError, match="series 3 has label '<NA>', which stands for a missing"):
+        load("mild", "severe", "<NA>", "severe")  # pandas
     (tmp_path / "x.csv").write_text(",1,5,2\na,3,4,5\n")  # no header: it is refused by its row
     assert data.read_split(tmp_path / "x.csv")[1] == ["", "a"]
 
@@ -892,6 +928,10 @@ def test_samples_of_other_units_are_asked_about(tmp_path, capsys):
     assert "x.npz, X: mean" in capsys.readouterr().err
     with pytest.raises(InputError, match="x.npz, X: 0 series"):
         own.check_and_standardise(raw[:0], "x.npz, X")
+    with warnings.catch_warnings(), pytest.raises(InputError, match="series 1 holds"):
+        warnings.simplefilter("error")  # NumPy's would be a second line
+        small = dataclasses.replace(own, std=0.1)
+        small.check_and_standardise(np.full_like(raw, 1e308), "x.npz, X")
 
 
 def test_a_refused_or_narrower_command_leaves_a_finished_run_as_it_is(tmp_path, monkeypatch):
