@@ -612,7 +612,8 @@ train split's shares; guidance is for these alone. cas_on_recon: what the classi
 scores on reconstructed test series, which are as smooth as its samples. Where fid_floor of two rows
 differs, their FID, IS and coverage are by two classifiers, mostly of two processors. Published FID
 and IS are by another one (ledger 15), published CAS by the schedule of cas_thesis (ledger 34).
-Minutes are of one of two busy cores, of some runs of one that other programs had too.
+Minutes are of one of two busy cores, of some runs of one that other programs had too, or that
+stood still in between.
 
 {markdown(columns, lines)}"""
 
