@@ -811,8 +811,7 @@ def read_split(path):
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # -sig: skip a BOM
         lines = list(enumerate(file, 1))
     labelled = True
-    header = None  # the text of a first line that is no series
-    names = None  # of its columns
+    names = None  # of the columns, where a first line has them
     if path.suffix == ".ts":
         lines, labelled = skip_ts_header(path, lines)
     rows, labels = [], []
@@ -828,10 +827,9 @@ def read_split(path):
             cells, label = split_ts_line(where, line, labelled)
         else:
             cells = split_cells(where, path.suffix, line)
-            if line == header:
+            if cells == names:
                 raise InputError(f"{where}: the header once more; remove it")
-            if header is None and not rows and is_header(cells):
-                header = line
+            if names is None and not rows and is_header(cells):
                 names = cells
                 labelled = find_label_column(where, path.suffix, names)
                 continue
