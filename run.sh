@@ -58,9 +58,11 @@ if tuple(map(int, re.findall("[0-9]+", version)[:2])) < (2, 9):  # the first wit
 python=${PYTHON:-python3}
 lacks=$(lack "$python")
 if [ -n "$lacks" ]; then
+    if [ -n "${PYTHON:-}" ]; then # a mistyped one
+        command -v "$PYTHON" >/dev/null || refuse "PYTHON=$PYTHON: no such program" 1
+    fi
     python=$here/.venv/bin/python
     if [ -n "$(lack "$python")" ]; then
-        command -v "${PYTHON:-python3}" >/dev/null || refuse "${PYTHON:-python3}: no such program" 1
         echo "run.sh: $lacks: installing requirements.txt into .venv" >&2
         "${PYTHON:-python3}" -m venv "$here/.venv"
         "$python" -m pip install --quiet -r "$here/requirements.txt"

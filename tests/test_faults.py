@@ -790,6 +790,22 @@ def test_a_torch_without_muon_is_refused_before_anything_runs(tmp_path, monkeypa
     )
 
 
+def test_a_mistyped_python_is_not_replaced_by_another(tmp_path):
+    (tmp_path / "run.sh").write_text((HERE / "run.sh").read_text())
+    python = tmp_path / ".venv" / "bin" / "python"  # it has all, and is not what was asked for
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", tmp_path / "run.sh", "toy", "--dry-run"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": "pyhton3"},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "run.sh: PYTHON=pyhton3: no such program\n"
+
+
 def test_lack_of_memory_and_of_devices_is_one_line(tmp_path, monkeypatch, capsys):
     def allocate():
         torch.empty(10**15)
